@@ -1,0 +1,1 @@
+"""The one place that knows everything: what each command does, as functions of Python."""

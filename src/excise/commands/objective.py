@@ -1,0 +1,116 @@
+"""From the names in a recipe to terms: look them up, check their settings, and see that their sides are there."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from excise import recipe
+from excise.errors import UsageError
+from excise.forward import Product, base_side
+from excise.objectives import FORGET, REGULARISE, RETAIN, rmu_direction
+from excise.objectives.term import Dual, Ramp, Term
+
+TABLES: Mapping[str, Mapping[str, Callable]] = {"forget": FORGET, "retain": RETAIN, "regularise": REGULARISE}
+
+
+def terms(objective: recipe.Objective) -> list[Term]:
+    """The terms of an objective, in the order forget, retain, regularise.
+
+    Raises:
+        UsageError: An unknown name or setting (with the nearest known one), or a setting that the term refuses.
+
+    Example:
+        >>> [t.name for t in terms(recipe.Objective({"npo": {}}, {"nll": {}}, {}))]
+        ['npo', 'nll']
+    """
+    made: list[Term] = []
+    for kind, table in TABLES.items():
+        for name, settings in getattr(objective, kind).items():
+            found = _build(kind, table, name, settings or {})
+            made += found if isinstance(found, tuple) else [found]
+    if not made:
+        raise UsageError("the objective has no term: name at least one under objective.forget or objective.retain")
+    return made
+
+
+def _build(kind: str, table: Mapping[str, Callable], name: str, settings: Any) -> Term | tuple[Term, ...]:
+    factory = table.get(name) or _imported(name)
+    if factory is None:
+        near = difflib.get_close_matches(name, table, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(table)}"
+        raise UsageError(f"objective.{kind}: unknown term {name!r}{hint}")
+    if not isinstance(settings, Mapping):
+        raise UsageError(f"objective.{kind}.{name}: expected settings, found {settings!r}")
+    known = inspect.signature(factory).parameters
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            raise UsageError(f"objective.{kind}.{name}: unknown setting {key!r}{hint}")
+    values = {k: _weight(v) if k == "weight" else v for k, v in settings.items()}
+    try:
+        return factory(**values)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"objective.{kind}.{name}: {error}") from None
+
+
+def _weight(value: Any) -> Any:
+    """A number, ``{start, end, until}`` for a ramp, or ``{start, epsilon, eta, warmup}`` for a dual weight."""
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return Dual(**value) if "epsilon" in value else Ramp(**value)
+    except TypeError as error:
+        raise UsageError(f"weight: {error}") from None
+
+
+def _imported(name: str) -> Callable | None:
+    """``package.module:function``: the door for terms of one's own."""
+    if ":" not in name:
+        return None
+    module, function = name.split(":", 1)
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError):
+        raise UsageError(f"objective: {name!r} cannot be imported") from None
+
+
+def needs(made: Sequence[Term]) -> list[Product]:
+    """Every product that the terms read, each once."""
+    return list(dict.fromkeys(p for term in made for p in term.needs()))
+
+
+def sides_read(made: Sequence[Term]) -> list[str]:
+    """The sides that the terms read."""
+    return list(dict.fromkeys(str(base_side(p.side)) for p in needs(made) if p.side is not None))
+
+
+def check_sides(made: Sequence[Term], given: Collection[str]) -> None:
+    """Refuse, before anything loads, a term whose side the recipe does not give."""
+    for term in made:
+        for p in term.needs():
+            side = base_side(p.side)
+            if side is not None and side not in given and side not in ("forget_alternative", "forget_paraphrase"):
+                raise UsageError(f"the term {term.name!r} reads the side {side!r}, which the recipe does not give")
+
+
+def constants(made: Sequence[Term], width: int, seed: int) -> dict[str, Tensor]:
+    """Tensors that are fixed for the run, drawn from the seed.
+
+    Raises:
+        UsageError: A term asks for a constant that nobody provides; there is no stand-in.
+    """
+    out: dict[str, Tensor] = {}
+    for p in needs(made):
+        if p.what != "constant":
+            continue
+        if p.detail != "rmu_direction":
+            raise UsageError(f"the objective reads the constant {p.detail!r}, which nothing provides")
+        out["rmu_direction"] = rmu_direction(width, seed=seed)
+    return out

@@ -1,0 +1,191 @@
+"""`excise plan`: what a run costs, worked out before a weight is loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from excise import models, recipe
+from excise.commands import objective, sides
+from excise.forward import REFERENCE, View, base_side, passes
+from excise.reference import stored_products
+from excise.schedule import Plan
+
+
+def plan(settings: recipe.Recipe) -> dict[str, Any]:
+    """Passes, products, memory and time of a run, from the config and the rows alone.
+
+    Args:
+        settings: The recipe.
+
+    Returns:
+        ``{"passes": [{"side", "model", "layers"}], "products": [...], "reference": ..., "steps": n, "memory": {...},
+        "seconds": s}``. Memory is in bytes; ``seconds`` is an estimate from a short matrix product on this machine and
+        good to a factor of two or so.
+
+    Raises:
+        InputRefused: Rows or a model config that cannot be used.
+        UsageError: A term whose side the recipe does not give.
+
+    Example:
+        >>> plan(recipe.load("run.yaml"))["passes"]  # doctest: +SKIP
+        [{'side': 'forget', 'model': 'policy', 'layers': [16]}, {'side': 'retain', 'model': 'policy', 'layers': [16]}]
+    """
+    from transformers import AutoConfig
+
+    given = sides.read(settings.data, seed=settings.seed)
+    terms = objective.terms(settings.objective)
+    objective.check_sides(terms, given.records)
+    if settings.model.config is not None:
+        fields = dict(settings.model.config)
+        config = AutoConfig.for_model(fields.pop("model_type", "llama"), **fields)
+    else:
+        config = _config(settings.model)
+    tokenizer = models.load_tokenizer(settings.model.tokenizer or settings.model.name, settings.model.revision)
+    names = objective.sides_read(terms)
+    context = getattr(config, "max_position_embeddings", None)
+    rows = sides.encode(given, names, tokenizer, settings.data, seed=settings.seed, context=context)
+    needs = objective.needs(terms)
+    size = _Size(config, settings, rows, Plan(rows.counts, settings.schedule, settings.seed))
+    cost = passes(needs)
+    stored = stored_products(needs, REFERENCE)
+    return {
+        "passes": [
+            {"side": side, "model": model, "layers": _layers(wanted, size.depth)}
+            for (side, model), wanted in cost.items()
+            if model != REFERENCE
+        ]
+        + [
+            {"side": _side_name(view), "model": model, "layers": sorted(_layer(j, size.depth) for j in layers)}
+            for (_, model), wanted in cost.items()
+            for view, layers in wanted.views.items()
+        ],
+        "products": [_product_name(p) for p in needs],
+        "reference": [_product_name(p) for p in stored],
+        "reference_kept_as": "stored columns, computed once; no second model is held" if stored else "none needed",
+        "negatives": settings.schedule.retain_batch if any(t.batch_coupled for t in terms) else None,
+        "steps": size.plan.steps,
+        "rows": {k: len(v) for k, v in given.records.items()},
+        "memory": size.memory(cost, stored),
+        "seconds": size.seconds(cost),
+        "warnings": given.warnings,
+    }
+
+
+def _config(settings: recipe.Model) -> Any:
+    from transformers import AutoConfig
+
+    from excise.errors import InputRefused
+
+    try:
+        return AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
+    except Exception as error:
+        raise InputRefused(f"{settings.name}: no model can be loaded ({str(error).strip().splitlines()[0][:200]})") from None
+
+
+def _layer(index: int, depth: int) -> int:
+    return index + depth + 1 if index < 0 else index
+
+
+def _layers(wanted: Any, depth: int) -> list[int]:
+    return sorted({_layer(j, depth) for j in wanted.layers} | ({depth} if wanted.head else set()))
+
+
+def _side_name(side: Any) -> str:
+    return f"{side.of} again from block {side.from_layer}, dropout {side.dropout:g}" if isinstance(side, View) else str(side)
+
+
+def _product_name(p: Any) -> str:
+    where = "" if p.side is None else f"({_side_name(p.side)}"
+    layer = "" if p.layer is None else f", layer {p.layer}"
+    detail = "" if p.detail is None else f", {p.detail}"
+    return f"{p.what}{where}{layer}{detail}{')' if where else ''}" + (" of the reference" if p.model == REFERENCE else "")
+
+
+class _Size:
+    """Sizes of a model and its batches, from its config."""
+
+    def __init__(self, config: Any, settings: recipe.Recipe, rows: sides.Rows, plan: Plan) -> None:
+        self.settings, self.rows, self.plan = settings, rows, plan
+        self.depth, self.width = int(config.num_hidden_layers), int(config.hidden_size)
+        self.vocabulary = int(config.vocab_size)
+        inner = int(getattr(config, "intermediate_size", None) or 4 * self.width)
+        heads = int(getattr(config, "num_attention_heads", 1))
+        kv = int(getattr(config, "num_key_value_heads", None) or heads) / heads
+        gated = 3 if getattr(config, "model_type", "") not in ("gpt2", "gpt_neox", "phi", "opt") else 2
+        self.block = int(self.width**2 * (2 + 2 * kv) + gated * self.width * inner)
+        tables = 1 if getattr(config, "tie_word_embeddings", False) else 2
+        self.parameters = self.block * self.depth + self.vocabulary * self.width * tables
+        self.inner = inner
+
+    def _tokens(self, side: str) -> tuple[float, float]:
+        """Mean tokens and label tokens of a row."""
+        examples = self.rows.examples[side]
+        total = sum(len(e.input_ids) for e in examples)
+        labels = sum(len(e.input_ids) - e.label_start for e in examples)
+        return total / len(examples), labels / len(examples)
+
+    def _batch(self, side: str) -> int:
+        return self.settings.schedule.retain_batch if side == "retain" else self.settings.schedule.forget_batch
+
+    def memory(self, cost: Any, stored: list) -> dict[str, int]:
+        """Bytes: weights, gradients and optimizer, activations of a step, the stored reference."""
+        from excise.forward import CHUNK_ELEMENTS
+
+        bytes_ = 2 if self.settings.model.precision == "bf16" else 4
+        lora = self.settings.model.lora
+        trained = self.parameters
+        if lora is not None:
+            rank = int(lora.get("r", 8))
+            trained = self.depth * rank * (8 * self.width + 3 * (self.width + self.inner))
+        activations = 0.0
+        for (side, model), wanted in cost.items():
+            tokens, labels = self._tokens(side)
+            batch = self._batch(side)
+            again = sum(self.depth - (v.from_layer % self.depth) for v in wanted.views) / self.depth
+            if model != REFERENCE:
+                activations += batch * tokens * self.depth * (1 + again) * (14 * self.width + 4 * self.inner) * 4
+                if wanted.head:
+                    activations += min(batch * labels * self.vocabulary, 3 * CHUNK_ELEMENTS) * 4
+        reference = sum(
+            self.rows.counts[str(base_side(p.side))]
+            * (self._tokens(str(base_side(p.side)))[1] * (self.width if p.what == "logits" else 1))
+            * 4
+            for p in stored
+        )
+        return {
+            "weights": self.parameters * bytes_,
+            "gradients_and_optimizer": trained * (bytes_ + 8),
+            "activations": int(activations),
+            "reference": int(reference),
+        }
+
+    def seconds(self, cost: Any) -> float:
+        """An estimate: floating-point operations over the rate of a short matrix product here."""
+        import time
+
+        import torch
+
+        a = torch.randn(512, 512)
+        a @ a
+        start = time.perf_counter()
+        for _ in range(8):
+            a @ a
+        rate = 8 * 2 * 512**3 / max(time.perf_counter() - start, 1e-9)
+        operations = 0.0
+        for (side, model), wanted in cost.items():
+            tokens, labels = self._tokens(side)
+            share = 1 + sum((self.depth - (v.from_layer % self.depth)) / self.depth for v in wanted.views)
+            blocks = self.block * self.depth * tokens * share + self.width * self.vocabulary * labels * wanted.head
+            if model == REFERENCE:
+                operations += 2 * self.rows.counts[side] * blocks
+            else:
+                operations += 6 * self._batch(side) * blocks * self.plan.micro_steps
+        # Small matrices do not reach the rate of a large product; the factor is what the demo's model shows.
+        return round(operations / rate * (3 if self.width < 1024 else 1.3), 1) if math.isfinite(rate) else 0.0
+
+
+def world_size() -> int:
+    """Ranks of this run, as the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,267 @@
+"""`excise finetune` and the training half of `excise run`: a recipe in, weights in a run folder out."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from excise import artifacts, files, models, recipe, reference, train
+from excise.commands import objective, sides
+from excise.commands.progress import Progress
+from excise.errors import InputRefused, IntegrityFailed, TrainingStopped, UsageError
+from excise.forward import REFERENCE, Anatomy, Step
+from excise.objectives.term import Term
+from excise.records import read_records
+from excise.schedule import Plan
+
+
+class _Log(TrainerCallback):
+    """Writes each logged step to ``log.jsonl`` and moves the progress bar."""
+
+    def __init__(self, run: artifacts.RunFolder, advance: Callable[[float], None]) -> None:
+        self.run, self.advance = run, advance
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the bar."""
+        self.advance(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Write the step's numbers, grouped."""
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        row: dict[str, Any] = {"step": state.global_step}
+        for key, value in logs.items():
+            head, _, rest = key.partition("/")
+            if rest:
+                row.setdefault(head, {})[rest] = value
+            elif key != "epoch":
+                row[key] = value
+        artifacts.append_log(self.run, row)
+
+
+@dataclass
+class Prepared:
+    """Everything that is known before weights move."""
+
+    recipe: recipe.Recipe
+    sides: sides.Sides
+    terms: list[Term]
+    rows: sides.Rows
+    tokenizer: Any
+    model: nn.Module
+    precision: str
+    plan: Plan
+
+
+def prepare(settings: recipe.Recipe, given: sides.Sides, terms: list[Term], tokenizer: Any, *, probe: bool = True) -> Prepared:
+    """Encode the sides that the terms read, load the model, choose the precision and attach the adapter."""
+    objective.check_sides(terms, given.records)
+    names = objective.sides_read(terms)
+    rows = sides.encode(given, names, tokenizer, settings.data, seed=settings.seed, context=_context(settings))
+    model = models.load(settings.model, tokenizer=tokenizer, seed=settings.seed)
+    precision = settings.model.precision
+    if precision == "auto":
+        precision, attention = _probe(settings, model, rows, names) if probe else ("fp32", None)
+        if attention:
+            model.set_attn_implementation(attention)  # type: ignore[operator]
+    plan = Plan({k: v for k, v in rows.counts.items()}, settings.schedule, settings.seed)
+    model = models.prepare(model, settings.model)
+    return Prepared(settings, given, terms, rows, tokenizer, model, precision, plan)
+
+
+def _context(settings: recipe.Recipe) -> int | None:
+    """Longest input of the model, read from its config alone, so that bad rows are refused before weights load."""
+    if settings.model.config is not None:
+        return settings.model.config.get("max_position_embeddings", 2048)
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(settings.model.name, revision=settings.model.revision, trust_remote_code=False)
+    except Exception as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise InputRefused(f"{settings.model.name}: no model can be loaded ({line})") from None
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _probe(settings: recipe.Recipe, model: nn.Module, rows: sides.Rows, names: Sequence[str]) -> tuple[str, str | None]:
+    """Time one pass of a real batch in each precision that makes sense on this machine."""
+    side = "forget" if "forget" in names else names[0]
+    count = min(settings.schedule.forget_batch, rows.counts[side])
+    batch = rows.batch(side, range(count))
+    anatomy = Anatomy.of(model)
+    from excise.forward import token_logp
+
+    def sample() -> torch.Tensor:
+        return -Step(model, anatomy, {side: batch}).run([token_logp(side)])[token_logp(side)].mean()
+
+    return models.precision(settings.model, model, sample)
+
+
+def fit(prepared: Prepared, run: artifacts.RunFolder, progress: Progress, *, stage: str, resume: bool = False) -> train.UnlearnTrainer:
+    """Store the reference, then train; resumes from the newest whole checkpoint.
+
+    Raises:
+        TrainingStopped: A term or a gradient is not finite; the weights were not changed by that step.
+    """
+    p, settings = prepared, prepared.recipe
+    anatomy = Anatomy.of(p.model)
+    needs = objective.needs(p.terms)
+    of_reference = [n for n in needs if n.model == REFERENCE]
+    stored = reference.Reference({}, None)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    p.model.to(device)
+    if of_reference:
+        with progress.stage(f"{stage}: reference"):
+            stored = reference.store(
+                p.model, anatomy, of_reference, p.rows.counts, p.rows.batch,
+                autocast=lambda: train.autocast(p.precision, device.type), device=device,
+            )  # fmt: skip
+    width = int(p.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+    with progress.stage(stage, p.plan.steps) as advance:
+        trainer = train.UnlearnTrainer(
+            p.model, p.terms, p.plan, p.rows.batch, settings, run.checkpoints,
+            reference=stored, constants=objective.constants(p.terms, width, settings.seed), precision=p.precision,
+            callbacks=[_Log(run, advance)],
+        )  # fmt: skip
+        whole = train.checkpoints(run.checkpoints) if resume else []
+        artifacts.cut_log(run, int(whole[-1].name.rsplit("-", 1)[1]) if whole else 0)
+        if whole:
+            trainer.resume(whole[-1])
+        else:
+            trainer.train()
+    return trainer
+
+
+@contextmanager
+def opened(settings: recipe.Recipe, *, resume: bool):
+    """The run folder, locked: new or empty, or with ``resume`` one that was begun with the same recipe.
+
+    Raises:
+        UsageError: No folder is named, or it is not empty and the run is not resumed.
+        IntegrityFailed: The folder was begun with another recipe.
+    """
+    if not settings.out:
+        raise UsageError("name a folder for the run: --out DIR")
+    run = artifacts.RunFolder(Path(settings.out))
+    begun = run.root.is_dir() and any(p.name != ".lock" for p in run.root.iterdir())
+    if begun and not resume:
+        raise UsageError(f"{settings.out}: the folder is not empty; resume with --resume or name another")
+    if begun and run.recipe.is_file() and run.recipe.read_text() != recipe.dump(settings):
+        raise IntegrityFailed(f"{settings.out}: begun with another recipe; resume with the same one")
+    main = int(__import__("os").environ.get("RANK", "0")) == 0
+    if not main:
+        yield run
+        return
+    run.root.mkdir(parents=True, exist_ok=True)
+    with files.locked(run.root):
+        files.write_text(run.recipe, recipe.dump(settings))
+        yield run
+
+
+def manifest(prepared: Prepared, status: str, progress: Progress, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The record of a run."""
+    p = prepared
+    return {
+        "status": status,
+        "command": shlex.join(["excise", *sys.argv[1:]]) if sys.argv[0].endswith("excise") else "python",
+        "seed": p.recipe.seed,
+        "versions": artifacts.environment(),
+        "precision": p.precision,
+        "attention": getattr(p.model.config, "_attn_implementation", None),
+        "model": {"name": p.recipe.model.name or "from scratch", "parameters": models.parameter_count(p.model)},
+        "data": p.sides.sources,
+        "terms": [{"name": t.name, "weight": str(t.weight)} for t in p.terms],
+        "warnings": p.sides.warnings,
+        **(extra or {}),
+    }
+
+
+def train_into(
+    prepared: Prepared, run: artifacts.RunFolder, progress: Progress, *, stage: str, resume: bool
+) -> nn.Module:
+    """Train and save the weights whole; a run whose weights are saved is not trained again."""
+    if resume and (run.model / "COMPLETE.json").is_file():
+        files.verify(run.model)
+        return models.load_result(run.model, prepared.recipe.model)
+    artifacts.write_manifest(run, manifest(prepared, "running", progress))
+    try:
+        trainer = fit(prepared, run, progress, stage=stage, resume=resume)
+    except TrainingStopped:
+        artifacts.write_manifest(run, manifest(prepared, "stopped", progress))
+        raise
+    if trainer.args.should_save:
+        with files.staged(run.model) as folder:
+            models.save(prepared.model, prepared.tokenizer, folder)
+    return prepared.model
+
+
+def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progress | None = None) -> Path:
+    """Train a model on records: makes originals, and golds that never see the forget rows.
+
+    Trains on ``data.retain``, ``data.forget`` (where given) and every source of ``data.train``, with the answer tokens'
+    mean log-likelihood. From ``model.name``, or from scratch with ``model.config`` and, for a tokenizer of its own,
+    ``model.tokenizer_size``.
+
+    Args:
+        settings: The recipe; ``out`` names the run folder.
+        resume: Continue an interrupted run.
+        progress: Where progress is shown.
+
+    Returns:
+        The folder of the trained model, ``out/model``.
+
+    Example:
+        >>> finetune(recipe.build({"out": "runs/original"}))  # doctest: +SKIP
+        PosixPath('runs/original/model')
+    """
+    progress = progress or Progress()
+    given = sides.read(settings.data, seed=settings.seed, need_forget=False)
+    together = [*given.records.pop("forget", []), *given.records["retain"]]
+    for source in settings.data.train:
+        together += read_records(source, limit=settings.data.limit)
+    given.records["retain"] = together
+    terms = objective.terms(recipe.Objective({}, settings.objective.retain, {}))
+    tokenizer = _tokenizer(settings, given)
+    prepared = prepare(settings, given, terms, tokenizer)
+    with opened(settings, resume=resume) as run:
+        train_into(prepared, run, progress, stage="finetune", resume=resume)
+        artifacts.write_results(run, artifacts.Results({}, progress.seconds))
+        artifacts.write_manifest(run, manifest(prepared, "done", progress, {"files": artifacts.hash_files(run)}))
+        return run.model
+
+
+def _tokenizer(settings: recipe.Recipe, given: sides.Sides) -> Any:
+    if settings.model.tokenizer_size:
+        texts = []
+        for records in given.records.values():
+            for r in records:
+                texts += [r.prompt or "", r.completion, *(a for _, a in r.paraphrases), *r.false_answers]
+        return models.new_tokenizer(texts, settings.model.tokenizer_size)
+    return models.load_tokenizer(settings.model.tokenizer or settings.model.name, settings.model.revision)
+
+
+def unlearn(
+    settings: recipe.Recipe, run: artifacts.RunFolder, given: sides.Sides, progress: Progress, *, resume: bool
+) -> tuple[nn.Module, Prepared]:
+    """The training half of ``excise run``; the model that comes back is the changed one, adapters merged."""
+    terms = objective.terms(settings.objective)
+    tokenizer = models.load_tokenizer(settings.model.tokenizer or settings.model.name, settings.model.revision)
+    prepared = prepare(settings, given, terms, tokenizer)
+    model = train_into(prepared, run, progress, stage="unlearn", resume=resume)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()  # type: ignore[operator]
+    return model, prepared
+
+
+def without_adapter(settings: recipe.Model) -> recipe.Model:
+    """The same model before unlearning."""
+    return replace(settings, lora=None, train_only=None)

@@ -1,0 +1,221 @@
+"""Models: load or make one, its precision, adapters, saving; no remote code, no pickles."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from excise import recipe
+from excise.errors import InputRefused, UsageError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-mixed": torch.float32}
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a folder or hub id, with a padding token (its end-of-sequence token where it has none).
+
+    Raises:
+        InputRefused: There is none, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        raise InputRefused(f"{name}: no tokenizer can be loaded ({_first_line(error)})") from None
+    if tokenizer.eos_token_id is None:
+        raise InputRefused(f"{name}: the tokenizer has no end-of-sequence token; set one and save it again")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load(settings: recipe.Model, *, tokenizer: Any = None, seed: int = 0) -> nn.Module:
+    """The model of a recipe: from safetensors in a folder or on the hub, or new from ``config``.
+
+    Raises:
+        InputRefused: No such model, weights that are not safetensors, or a model without a language-model head.
+        UsageError: Neither ``name`` nor ``config`` is given.
+    """
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    extra = {"attn_implementation": settings.attention} if settings.attention else {}
+    if settings.config is not None:
+        return _new(settings, tokenizer, seed, extra)
+    if not settings.name:
+        raise UsageError("model.name is missing: a folder or hub id, or model.config for a new model")
+    where, safe = settings.name, {"revision": settings.revision, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(where, **safe)
+    except Exception as error:
+        raise InputRefused(f"{where}: no model can be loaded ({_first_line(error)})") from None
+    kinds = config.architectures or []
+    if kinds and not any(k.endswith(("ForCausalLM", "LMHeadModel")) for k in kinds):
+        raise InputRefused(f"{where}: {kinds[0]} has no language-model head; a causal language model is needed")
+    dtype = _DTYPES.get(settings.precision) or (torch.float32 if settings.lora is None else "auto")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, **safe, **extra)
+    except Exception as error:
+        raise InputRefused(f"{where}: the weights cannot be loaded as safetensors ({_first_line(error)})") from None
+    return model
+
+
+def _new(settings: recipe.Model, tokenizer: Any, seed: int, extra: dict) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = dict(settings.config or {})
+    kind = fields.pop("model_type", "llama")
+    tokens = {} if tokenizer is None else {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    try:
+        config = AutoConfig.for_model(kind, **{**tokens, **fields})
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=_DTYPES.get(settings.precision, torch.float32), **extra)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"model.config: {_first_line(error)}") from None
+
+
+def prepare(model: nn.Module, settings: recipe.Model) -> nn.Module:
+    """Attach the adapter and choose what is trained.
+
+    Raises:
+        UsageError: Unknown LoRA fields, or ``train_only`` that matches nothing.
+    """
+    if settings.lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        fields = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **settings.lora}
+        try:
+            config = LoraConfig(**fields)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"model.lora: {_first_line(error)}") from None
+        model = get_peft_model(model, config)  # type: ignore[arg-type]
+        if settings.gradient_checkpointing:
+            model.enable_input_require_grads()  # type: ignore[operator]
+    if settings.train_only:
+        pattern, matched = re.compile(settings.train_only), 0
+        for name, parameter in model.named_parameters():
+            chosen = bool(pattern.search(name))
+            parameter.requires_grad_(chosen)
+            matched += chosen
+        if not matched:
+            raise UsageError(f"model.train_only: no parameter matches {settings.train_only!r}")
+    return model
+
+
+def precision(settings: recipe.Model, model: nn.Module, sample: Callable[[], Any]) -> tuple[str, str | None]:
+    """The precision of a run: the weights' own; on a CPU, the fastest by a short probe.
+
+    bf16 products pay on CPUs with matrix instructions, and only with eager attention; a from-scratch guess is wrong on
+    one machine or the other, so both are timed on a real batch.
+
+    Args:
+        settings: The recipe's model section.
+        model: The loaded model.
+        sample: Runs one forward pass that ends in a scalar with a gradient.
+
+    Returns:
+        ``fp32``, ``bf16`` or ``bf16-mixed``, and the attention implementation to switch to, if any.
+    """
+    if torch.cuda.is_available():
+        return ("bf16-mixed" if torch.cuda.is_bf16_supported() else "fp32"), None
+    if next(model.parameters()).dtype != torch.float32:
+        return "bf16", None
+    if not _amx():  # without matrix instructions bf16 is slower on every CPU that we measured
+        return "fp32", None
+    own = getattr(model.config, "_attn_implementation", None)
+    switch = settings.attention is None and own not in (None, "eager")
+    plain = _seconds(model, sample, mixed=False)
+    if switch:
+        model.set_attn_implementation("eager")  # type: ignore[operator]
+    mixed = _seconds(model, sample, mixed=True)
+    if switch:
+        model.set_attn_implementation(own)  # type: ignore[operator]
+    model.zero_grad(set_to_none=True)
+    return ("bf16-mixed", "eager" if switch else None) if mixed < 0.9 * plain else ("fp32", None)
+
+
+def _seconds(model: nn.Module, sample: Callable[[], Any], *, mixed: bool) -> float:
+    best = float("inf")
+    for attempt in range(4):
+        start = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            loss = sample()
+        loss.backward()
+        if attempt:  # the first run also builds kernels
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+def new_tokenizer(texts: Sequence[str], size: int) -> Any:
+    """A byte-level BPE tokenizer with ``<s>``, ``</s>`` and ``<pad>``, trained on ``texts``."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<s>", "</s>"]
+    inner.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False,
+    ))  # fmt: skip
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def _amx() -> bool:
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Save weights (safetensors), config and tokenizer; an adapter is saved as an adapter."""
+    model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def load_result(folder: Path, base: recipe.Model | None = None) -> nn.Module:
+    """A model that `save` wrote: a whole model, or an adapter on its base, merged."""
+    import dataclasses
+
+    if not (folder / "adapter_config.json").is_file():
+        return load(recipe.Model(name=str(folder), attention=base.attention if base else None))
+    if base is None:
+        raise InputRefused(f"{folder}: an adapter needs its base model")
+    from peft import PeftModel
+
+    whole = load(dataclasses.replace(base, lora=None))
+    return PeftModel.from_pretrained(whole, str(folder)).merge_and_unload()  # type: ignore[arg-type]
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Longest input that the model's positions allow."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+
+
+def parameter_count(model: nn.Module) -> tuple[int, int]:
+    """All parameters, and those that are trained."""
+    counts: Sequence[tuple[int, bool]] = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, _ in counts), sum(n for n, trained in counts if trained)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,0 +1,87 @@
+"""How weights move: AdamW, Muon for hidden matrices with AdamW for the rest, and the learning rate over the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from excise import recipe
+
+
+class Pair(torch.optim.Optimizer):
+    """Several optimizers as one, for training loops that know a single optimizer and one learning-rate schedule.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> pair = Pair(torch.optim.SGD([layer.weight], lr=1.0), torch.optim.SGD([layer.bias], lr=0.1))
+        >>> [group["lr"] for group in pair.param_groups]
+        [1.0, 0.1]
+    """
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    def step(self, closure: Callable | None = None) -> None:  # type: ignore[override]
+        """One step of every part."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The parts' states."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # type: ignore[override]
+        """Load the parts' states and share their groups again."""
+        for part, own in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(own)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def optimizer(model: nn.Module, settings: recipe.Optimiser) -> torch.optim.Optimizer:
+    """The optimizer of a run over the parameters that require a gradient.
+
+    Weight decay touches matrices only. Muon (Jordan et al. 2024) takes the hidden matrices; embeddings, head and
+    vectors go to AdamW at ``adamw_lr`` (default: the same rate).
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if settings.name == "adamw":
+        return _adamw([p for _, p in named], settings.lr, settings.weight_decay)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is not None:
+        tables.add(id(head.weight))
+    matrices = [p for _, p in named if p.ndim == 2 and id(p) not in tables]
+    rest = [p for _, p in named if p.ndim != 2 or id(p) in tables]
+    muon = torch.optim.Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay)
+    return Pair(muon, _adamw(rest, settings.adamw_lr or settings.lr, settings.weight_decay))
+
+
+def _adamw(parameters: list[nn.Parameter], lr: float, decay: float) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
+
+
+def rate(step: int, steps: int, settings: recipe.Optimiser) -> float:
+    """Share of the full learning rate at ``step`` of ``steps``.
+
+    Example:
+        >>> settings = recipe.Optimiser(warmup=0.1, decay="linear")
+        >>> [round(rate(s, 100, settings), 2) for s in (0, 10, 55)]
+        [0.1, 1.0, 0.5]
+    """
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(1, steps - warm)
+    if settings.decay == "constant":
+        return 1.0
+    shape = 1 - done if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return settings.floor + (1 - settings.floor) * max(0.0, shape)

@@ -1,0 +1,357 @@
+"""What is to be forgotten and how: frozen dataclasses, filled from strict YAML and command-line overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from excise.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model to change, or (with ``config``) to train from scratch.
+
+    Attributes:
+        name: Hub id or folder.
+        revision: Commit, tag or branch on the hub.
+        config: Fields of a transformers config, ``model_type`` included: a new model instead of ``name``.
+        tokenizer: Hub id or folder; default the model's own.
+        tokenizer_size: Train a byte-level BPE tokenizer of this size on the data instead (from scratch only).
+        precision: ``fp32``, ``bf16`` (weights), ``bf16-mixed`` (fp32 weights, bf16 matrix products), or ``auto``: the
+            weights' own type; on a CPU a short probe decides between ``fp32`` and ``bf16-mixed``.
+        attention: Attention implementation; default the model's own.
+        lora: Any field of PEFT's ``LoraConfig``; absent means full fine-tuning.
+        train_only: Regular expression of the parameters to train; absent means all.
+        gradient_checkpointing: Recompute activations in the backward pass.
+    """
+
+    name: str = ""
+    revision: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    tokenizer_size: int | None = None
+    precision: Literal["auto", "fp32", "bf16", "bf16-mixed"] = "auto"
+    attention: str | None = None
+    lora: dict[str, Any] | None = None
+    train_only: str | None = None
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the rows come from. What is not given makes the metrics that need it read "not shown".
+
+    Attributes:
+        forget: Rows to forget (JSONL path or ``hub:owner/name:config:split``).
+        retain: Rows to keep.
+        untouched: A share of ``retain`` (0 to 1) that unlearning never trains on, or a source of its own.
+        never_seen: Rows of the same kind that no model was trained on.
+        alternatives: Refusals or other answers for DPO-like objectives: one per line, drawn by (seed, row).
+        paraphrases: Where objectives that read ``forget_paraphrase`` get it: built-in ``rules``, the ``data`` (rows
+            then also serve the evaluation, which flatters it), or a callable ``module:function`` from text to text.
+        utility: More sets to evaluate on, by name.
+        train: Further sources for ``finetune`` beside ``retain`` (and ``forget``).
+        template: How a prompt is written before its answer, for tokenizers without a chat template.
+        chat: Use the tokenizer's chat template: ``auto`` where it has one, ``always``, ``never``.
+        max_length: Longest row in tokens.
+        truncate: Cut longer answers instead of refusing them.
+        limit: Use at most this many rows of each side (for trials).
+    """
+
+    forget: str = ""
+    retain: str = ""
+    untouched: float | str = 0.2
+    never_seen: str | None = None
+    alternatives: str | None = None
+    paraphrases: str = "rules"
+    utility: dict[str, str] = field(default_factory=dict)
+    train: tuple[str, ...] = ()
+    template: str = "{prompt}\n"
+    chat: Literal["auto", "always", "never"] = "auto"
+    max_length: int = 512
+    truncate: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Terms by name with their settings: ``{"npo": {"beta": 0.1, "weight": 1.0}}``; several add up."""
+
+    forget: dict[str, Any] = field(default_factory=lambda: {"simnpo": {"beta": 2.5}})
+    retain: dict[str, Any] = field(default_factory=lambda: {"nll": {}})
+    regularise: dict[str, Any] = field(default_factory=lambda: {"clreg": {}})
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps, and how many rows of each side in one.
+
+    Attributes:
+        epochs: Passes over the forget rows (over the retain rows where nothing is forgotten).
+        steps: Optimizer steps instead of epochs.
+        forget_batch: Forget rows in a micro-batch.
+        retain_batch: Retain rows in a micro-batch.
+        accumulate: Micro-batches in an optimizer step.
+        retain_steps: Retain-only optimizer steps after each step that forgets.
+    """
+
+    epochs: float = 10
+    steps: int | None = None
+    forget_batch: int = 16
+    retain_batch: int = 16
+    accumulate: int = 1
+    retain_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """How weights move: ``adamw``, or ``muon`` (hidden matrices, from scratch) with ``adamw`` for the rest."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-5
+    adamw_lr: float | None = None
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    floor: float = 0.0
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured after the run.
+
+    Attributes:
+        gold: A model that was trained without the forget rows, where there is one.
+        batch_tokens: Tokens in an evaluation batch.
+        max_rows: Rows of each side that are measured (the first ones).
+        generate: New tokens per generated answer; 0 switches ROUGE off.
+        latent: Measure hidden states.
+        relearn_steps: Steps at which the relearning curve is read.
+        relearn_lr: Learning rate of the relearning attack; default the run's own.
+        include_text: Keep generated and original text of forget rows in the run folder and the report.
+        map: Two-dimensional map of hidden states: ``pca``, ``umap`` (extra) or ``none``.
+    """
+
+    gold: str | None = None
+    batch_tokens: int = 4096
+    max_rows: int = 400
+    generate: int = 64
+    latent: bool = True
+    relearn_steps: tuple[int, ...] = (0, 1, 2, 4, 8, 16)
+    relearn_lr: float | None = None
+    include_text: bool = False
+    map: Literal["pca", "umap", "none"] = "pca"
+
+
+@dataclass(frozen=True)
+class Tune:
+    """What `excise tune` searches: recipe key -> list of values, or ``{"low":, "high":, "log":}``."""
+
+    space: dict[str, Any] = field(default_factory=dict)
+    objective: str = "distance"
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run. Every field has a default; a recipe file names only what it changes.
+
+    Example:
+        >>> recipe = build({"model": {"name": "m"}, "optimiser": {"lr": "5e-5"}})
+        >>> recipe.optimiser.lr
+        5e-05
+    """
+
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    objective: Objective = field(default_factory=Objective)
+    schedule: Schedule = field(default_factory=Schedule)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    tune: Tune = field(default_factory=Tune)
+    seed: int = 0
+    out: str | None = None
+    checkpoint_every: int = 0
+    log_every: int = 1
+
+
+def build(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from nested plain values.
+
+    Raises:
+        UsageError: An unknown key (with the nearest known one) or a value of the wrong type, named by its path.
+    """
+    return _dataclass(Recipe, values, "recipe")
+
+
+def load(source: str | None, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+    """Read a recipe: a YAML file or the name of one that ships with the package, then ``key.sub value`` overrides.
+
+    A relative path inside a recipe file is relative to the working directory; ``${EXCISE_SHARED}`` and other
+    environment variables are expanded in strings.
+
+    Raises:
+        UsageError: No such recipe, YAML that does not parse, or a bad key or value.
+    """
+    values = read_yaml(source) if source else {}
+    for key, text in overrides:
+        put(values, key.split("."), yaml.safe_load(text) if text else text)
+    return build(values)
+
+
+def read_yaml(source: str) -> dict[str, Any]:
+    """The plain values of a recipe file, or of a recipe that ships with the package.
+
+    Raises:
+        UsageError: As in `load`.
+    """
+    path: Any = Path(source)
+    if not path.is_file():
+        path = resources.files("excise") / "recipes" / f"{source}.yaml"
+        if not path.is_file():
+            near = difflib.get_close_matches(source, shipped(), 1)
+            raise UsageError(f"no recipe {source!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise UsageError(f"{source}{where}: not a YAML file: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(values or {}, dict):
+        raise UsageError(f"{source}: a recipe is a mapping of sections")
+    return values or {}
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = resources.files("excise") / "recipes"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set a nested value, making the mappings on the way; a term that is given by name alone becomes a mapping."""
+    for key in keys[:-1]:
+        inner = values.get(key)
+        if not isinstance(inner, dict):
+            inner = values[key] = {} if inner is None else {str(inner): {}}
+        values = inner
+    values[keys[-1]] = value
+
+
+def plain(recipe: Any) -> Any:
+    """A recipe as nested plain values, ready for YAML or JSON."""
+    if dataclasses.is_dataclass(recipe) and not isinstance(recipe, type):
+        return {f.name: plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
+    if isinstance(recipe, Mapping):
+        return {k: plain(v) for k, v in recipe.items()}
+    if isinstance(recipe, tuple | list):
+        return [plain(v) for v in recipe]
+    return recipe
+
+
+def dump(recipe: Recipe) -> str:
+    """The whole recipe, defaults included, as YAML."""
+    return yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with dotted keys set to new values.
+
+    Example:
+        >>> changed(Recipe(), {"optimiser.lr": 1e-3}).optimiser.lr
+        0.001
+    """
+    values = plain(recipe)
+    for key, value in changes.items():
+        put(values, key.split("."), value)
+    return build(values)
+
+
+def _dataclass(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{path}: expected a mapping, found {type(values).__name__}")
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(hints)}"
+            raise UsageError(f"{path}: unknown key {str(key)!r}{hint}")
+    return cls(**{key: _value(hints[key], value, f"{path}.{key}") for key, value in values.items()})
+
+
+def _value(kind: Any, value: Any, path: str) -> Any:
+    """``value`` as ``kind``; text becomes a number where the schema wants one (YAML reads ``5e-5`` as text)."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _union(args, value, path)
+    if kind is Any:
+        return _numbers(value)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(typing.cast(type, kind), value if value is not None else {}, path)
+    if origin is Literal:
+        if value not in args:
+            raise UsageError(f"{path}: {value!r} is not one of {', '.join(map(str, args))}")
+        return value
+    if origin is dict:
+        if isinstance(value, str) and args[1] is Any:
+            value = {value: {}}
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{path}: expected a mapping, found {type(value).__name__}")
+        return {str(k): _value(args[1], v, f"{path}.{k}") for k, v in value.items()}
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_value(args[0], v, f"{path}[{i}]") for i, v in enumerate(items))
+    return _scalar(kind, value, path)
+
+
+def _union(args: tuple, value: Any, path: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    for kind in (a for a in args if a is not type(None)):
+        try:
+            return _value(kind, value, path)
+        except UsageError as error:
+            problem = error
+    raise problem
+
+
+def _scalar(kind: type, value: Any, path: str) -> Any:
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        import os
+
+        return os.path.expandvars(str(value))
+    if kind in (int, float) and not isinstance(value, bool) and isinstance(value, int | float | str):
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+        if number is not None and (kind is float or number.is_integer()):
+            return kind(number)
+    raise UsageError(f"{path}: expected {kind.__name__}, found {value!r}")
+
+
+def _numbers(value: Any) -> Any:
+    """Text that is a number as a number, inside the free-form settings of a term."""
+    if isinstance(value, Mapping):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(v) for v in value]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,176 @@
+"""The reference: what terms read of the model as it was before the run, computed once instead of held as a model.
+
+A number per row or token is stored as it is. Where logits are read, the states at label positions are stored and the
+frozen head is applied to them again: exact, and D numbers a token instead of V.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from excise.forward import Anatomy, Batch, Logits, Product, Step, base_side, hidden, logits, logp_of, pooled, token_logp
+
+#: Bytes above which a stored tensor lives in a memory-mapped temporary file.
+IN_MEMORY = 512 * 2**20
+
+
+@dataclass
+class _Ragged:
+    """Rows of different length, one after the other."""
+
+    values: Tensor
+    offsets: Tensor
+
+    def rows(self, indices: Sequence[int]) -> list[Tensor]:
+        return [self.values[self.offsets[i] : self.offsets[i + 1]] for i in indices]
+
+
+@dataclass
+class Reference:
+    """Stored products of the original model, looked up by row.
+
+    Example:
+        >>> Reference({}, None).stored
+        {}
+    """
+
+    stored: dict[Product, _Ragged]
+    head: Callable[[Tensor], Tensor] | None
+    vocabulary: int = 0
+    _files: list = field(default_factory=list)
+
+    def __call__(self, product: Product, batch: Batch) -> Tensor | Logits:
+        """The product for the rows of ``batch``; called by the engine."""
+        device = batch.input_ids.device
+        if product.what in ("logits", "token_logp"):
+            states = self._stored(product).rows(batch.indices)
+            block = torch.cat([s for s in states]).to(device)
+            if product.what == "token_logp":
+                return block
+            assert self.head is not None
+            return Logits(block, self.head, self.vocabulary)
+        rows = self._stored(product).rows(batch.indices)
+        if product.what == "pooled":
+            return torch.cat(rows).to(device)
+        out = torch.zeros(*batch.input_ids.shape, rows[0].shape[-1], dtype=rows[0].dtype)
+        attended = batch.attention_mask.bool().cpu()
+        for i, row in enumerate(rows):
+            out[i, attended[i]] = row
+        return out.to(device)
+
+    def _stored(self, product: Product) -> _Ragged:
+        return self.stored[_key(product)]
+
+
+def _key(p: Product) -> Product:
+    """One stored tensor serves every product that can be read from it."""
+    side, layer = base_side(p.side), p.layer
+    assert side is not None
+    if p.what in ("seq_logp", "token_logp"):
+        return token_logp(side, p.model)
+    if p.what == "logits":
+        return logits(side, p.model)
+    assert layer is not None
+    return pooled(side, layer, str(p.detail), p.model) if p.what == "pooled" else hidden(side, layer, p.model)
+
+
+def stored_products(needs: Sequence[Product], model: str) -> list[Product]:
+    """What has to be stored so that ``needs`` of ``model`` can be looked up."""
+    from_pass = {"token_logp", "seq_logp", "logits", "hidden", "pooled"}
+    return list(dict.fromkeys(_key(p) for p in needs if p.model == model and p.what in from_pass))
+
+
+@torch.no_grad()
+def store(
+    model: nn.Module,
+    anatomy: Anatomy,
+    needs: Sequence[Product],
+    rows: dict[str, int],
+    collate: Callable[[str, Sequence[int]], Batch],
+    *,
+    autocast: Callable[[], AbstractContextManager],
+    batch_rows: int = 16,
+    device: torch.device | str = "cpu",
+) -> Reference:
+    """Compute what ``needs`` reads of the reference, in one pass per side over all of its rows.
+
+    Args:
+        model: The model before the run, in evaluation mode afterwards as before.
+        anatomy: Its parts.
+        needs: Products with ``model=REFERENCE``.
+        rows: Rows of each side.
+        collate: Makes the batch of some rows of a side.
+        autocast: The precision of the run, so that reference and policy agree at the first step.
+        batch_rows: Rows in a batch.
+        device: Where the model is.
+
+    Returns:
+        A `Reference` that the engine calls.
+    """
+    keys = stored_products(needs, "reference")
+    if not keys:
+        return Reference({}, None)
+    training = model.training
+    model.eval()
+    parts: dict[Product, list[list[Tensor]]] = {p: [] for p in keys}
+    for side in dict.fromkeys(base_side(p.side) for p in keys):
+        assert side is not None
+        own = [p for p in keys if p.side == side]
+        for start in range(0, rows[side], batch_rows):
+            batch = collate(side, range(start, min(start + batch_rows, rows[side]))).to(device)
+            with autocast():
+                policy = {p: Product(p.what, p.side, "policy", p.layer, p.detail) for p in own}
+                made = Step(model, anatomy, {side: batch}).run(list(policy.values()))
+            for p in own:
+                parts[p].append(_split(p, made[policy[p]], batch))
+    model.train(training)
+    reference = Reference({}, None)
+    for p, batches in parts.items():
+        reference.stored[p] = _ragged([row for rows_ in batches for row in rows_], reference._files)
+    if any(p.what == "logits" for p in keys):
+        reference.head, reference.vocabulary = _frozen_head(anatomy), anatomy.vocabulary
+    return reference
+
+
+def _split(p: Product, value: Tensor | Logits, batch: Batch) -> list[Tensor]:
+    """The rows of a product of one batch."""
+    if p.what in ("token_logp", "logits"):
+        flat = value.states if isinstance(value, Logits) else value
+        return list(flat.cpu().split(batch.label_mask.sum(1).tolist()))
+    assert isinstance(value, Tensor)
+    if p.what == "pooled":
+        return list(value.cpu().split(1))
+    attended = batch.attention_mask.bool()
+    return [value[i, attended[i]].cpu() for i in range(len(value))]
+
+
+def _ragged(rows: list[Tensor], files: list) -> _Ragged:
+    offsets = torch.tensor([0, *[len(r) for r in rows]]).cumsum(0)
+    shape = (int(offsets[-1]), *rows[0].shape[1:])
+    if np.prod(shape, dtype=np.int64) * rows[0].element_size() <= IN_MEMORY:
+        return _Ragged(torch.cat(rows), offsets)
+    file = tempfile.NamedTemporaryFile(prefix="excise-reference-")  # noqa: SIM115 - lives as long as the store
+    files.append(file)
+    values = torch.from_file(file.name, shared=True, size=int(np.prod(shape)), dtype=rows[0].dtype).view(shape)
+    for row, start in zip(rows, offsets.tolist(), strict=False):
+        values[start : start + len(row)] = row
+    return _Ragged(values, offsets)
+
+
+def _frozen_head(anatomy: Anatomy) -> Callable[[Tensor], Tensor]:
+    """A copy of the head as it is now; the policy's own moves on."""
+    import copy
+    from dataclasses import replace
+
+    frozen = replace(anatomy, head=copy.deepcopy(anatomy.head).requires_grad_(False))
+    return frozen.logits
+
+
+__all__ = ["Reference", "logp_of", "store", "stored_products"]

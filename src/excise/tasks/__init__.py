@@ -1,0 +1,1 @@
+"""Records to tensors, one module per kind of task."""

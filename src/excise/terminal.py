@@ -1,0 +1,82 @@
+"""What the commands print: the summary of a run, a table of metrics, a plan. It reads plain values, never a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# The numbers of the terminal's summary, in reading order; the report has all of them.
+SUMMARY = (
+    "forget_probability",
+    "retain_probability",
+    "forget_quality_log10",
+    "model_utility",
+    "unlearning_score",
+    "entanglement",
+    "privleak",
+    "latent_membership_auc",
+    "relearned_probability",
+)
+
+
+def run(folder: Path) -> None:
+    """The summary table of a run folder and the path of its report."""
+    results = folder / "results.json"
+    if results.is_file():
+        scores(json.loads(results.read_text(encoding="utf-8")))
+    print(f"report: {folder / 'report.html'}" if (folder / "report.html").is_file() else f"folder: {folder}")
+
+
+def scores(results: Mapping[str, Any], *, as_json: bool = False) -> None:
+    """Metrics as a table: a column for each model of a run, or one for a single log."""
+    if as_json:
+        print(json.dumps(results, indent=1, ensure_ascii=False))
+        return
+    models = results.get("models")
+    if models is None:  # the metrics of one log: all of them
+        models = {"value": {k: v for k, v in results.items() if isinstance(v, Mapping | int | float) and k != "format"}}
+        names = list(models["value"])
+    else:
+        names = [name for name in SUMMARY if any(name in metrics for metrics in models.values())]
+    rows = [[name, *(_number(metrics.get(name)) for metrics in models.values())] for name in names]
+    _table(["metric", *models], rows)
+
+
+def _number(metric: Any) -> str:
+    """A value with its interval; what the data cannot show is said, not left out.
+
+    Example:
+        >>> _number({"value": 0.5, "low": 0.25, "high": 0.75, "n": 40})
+        '0.5 [0.25, 0.75]'
+        >>> _number(None)
+        'not shown'
+    """
+    entry = metric if isinstance(metric, Mapping) else {"value": metric}
+    value, low, high = (entry.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return "not shown"
+    return f"{value:.4g}" + (f" [{low:.3g}, {high:.3g}]" if low is not None and high is not None else "")
+
+
+def plan(plan: Mapping[str, Any]) -> None:
+    """The forward passes of a step as a table, then what they cost."""
+    rows = [[str(p.get(key)) for key in ("side", "model", "layers")] for p in plan.get("passes", ())]
+    _table(["forward pass over", "model", "layers"], rows)
+    for key, value in plan.items():
+        if key not in ("passes", "products"):
+            print(f"{key}: {value if isinstance(value, str | int | float) else json.dumps(value, default=str)}")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(header_style="bold")
+    for place, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: a name with [brackets] is shown, not read as a style
+    Console().print(table)
