@@ -162,26 +162,34 @@ def _recipe(given: argparse.Namespace, overrides: list[Override]) -> Recipe:
     return recipe.load(given.recipe, overrides)
 
 
-def _demo(given: argparse.Namespace, _: list[Override]) -> None:
-    from excise import run
+def _speaks() -> bool:
+    """Whether this process prints results: of several ranks only the first."""
+    return os.environ.get("RANK", "0") == "0"
 
-    run.demo(given.out, quick=given.quick, seed=given.seed)
+
+def _demo(given: argparse.Namespace, _: list[Override]) -> None:
+    import excise
+
+    excise.demo(given.out, quick=given.quick, seed=given.seed)
     terminal.run(given.out)
 
 
 def _finetune(given: argparse.Namespace, overrides: list[Override]) -> None:
     recipe = _recipe(given, overrides)
-    from excise import run
+    if not recipe.out:
+        raise UsageError("say where the model goes: --out DIR")
+    import excise
 
-    made = run.finetune(recipe)
-    print(f"model: {made or recipe.out}")
+    made = excise.finetune(recipe, resume=given.resume)
+    if _speaks():
+        print(f"model: {made}")
 
 
 def _plan(given: argparse.Namespace, overrides: list[Override]) -> None:
     recipe = _recipe(given, overrides)
-    from excise import run
+    import excise
 
-    plan = run.plan(recipe)
+    plan = excise.plan(recipe)
     print(json.dumps(plan, indent=1, ensure_ascii=False)) if given.json else terminal.plan(plan)
 
 
@@ -189,39 +197,41 @@ def _run(given: argparse.Namespace, overrides: list[Override]) -> None:
     recipe = _recipe(given, overrides)
     if not recipe.out:
         raise UsageError("say where the run folder goes: --out DIR")
-    from excise import run
+    import excise
 
     out = Path(recipe.out)
-    run.run(recipe, out=out, resume=given.resume)
-    terminal.run(out)
+    excise.run(recipe, out=out, resume=given.resume)
+    if _speaks():
+        terminal.run(out)
 
 
 def _tune(given: argparse.Namespace, overrides: list[Override]) -> None:
     recipe = _recipe(given, overrides)
-    from excise import run
+    import excise
 
-    best = run.tune(recipe, given.trials, study=given.study, processes=given.processes)
+    best = excise.tune(recipe, given.trials, study=given.study, processes=given.processes)
     print(json.dumps(best, indent=1, default=str))
 
 
 def _evaluate(given: argparse.Namespace, overrides: list[Override]) -> None:
-    from excise import recipe, run
+    import excise
+    from excise import recipe
 
     wanted = recipe.load(given.recipe) if given.recipe else None
-    found = run.evaluate(given.model, suite=given.suite, against=given.against, recipe=wanted, out=given.out)
+    found = excise.evaluate(given.model, suite=given.suite, against=given.against, recipe=wanted, out=given.out)
     terminal.run(found) if isinstance(found, Path) else terminal.scores(found, as_json=given.json)
 
 
 def _score(given: argparse.Namespace, _: list[Override]) -> None:
-    from excise import run
+    import excise
 
-    terminal.scores(run.score(given.log, given.against), as_json=given.json)
+    terminal.scores(excise.score(given.log, given.against), as_json=given.json)
 
 
 def _report(given: argparse.Namespace, _: list[Override]) -> None:
-    from excise import run
+    import excise
 
-    print(f"report: {run.report(given.run)}")
+    print(f"report: {excise.report(given.run)}")
 
 
 def _recipes(given: argparse.Namespace, _: list[Override]) -> None:
@@ -244,6 +254,7 @@ def _option(name: str, help: str, **settings: Any) -> Argument:
 
 
 _RECIPE = _option("recipe", "a recipe file, or a name that `excise recipes` lists", nargs="?", metavar="RECIPE")
+_RESUME = _option("--resume", "go on from the last checkpoint in the folder", action="store_true")
 _JSON = _option("--json", "print JSON", action="store_true")
 
 COMMANDS = {
@@ -256,12 +267,14 @@ COMMANDS = {
             _option("--seed", "seed of the world and of the training", type=int, default=0),
         ),
     ),
-    "finetune": Command("train a model on records: makes originals and golds", _finetune, (_RECIPE,), recipe=True),
+    "finetune": Command(
+        "train a model on records: makes originals and golds", _finetune, (_RECIPE, _RESUME), recipe=True
+    ),
     "plan": Command("what a run will cost, before a weight is loaded", _plan, (_RECIPE, _JSON), recipe=True),
     "run": Command(
         "forget, measure and report",
         _run,
-        (_RECIPE, _option("--resume", "go on from the last checkpoint in the folder", action="store_true")),
+        (_RECIPE, _RESUME),
         recipe=True,
     ),
     "tune": Command(

@@ -206,7 +206,7 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
         listing = json.loads((folder / COMPLETE).read_bytes())["files"]
         wanted = {str(name): (str(entry["sha256"]), int(entry["size"])) for name, entry in listing.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise IntegrityFailed(f"{folder / COMPLETE}: missing or broken: the folder was not written to its end") from None
+        raise IntegrityFailed(f"{folder / COMPLETE}: missing or broken: the folder is not whole") from None
     found = {name: path for name, path in _walk(folder) if name != COMPLETE}
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
@@ -229,7 +229,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
         elif stat.S_ISREG(mode):
             yield entry.name, entry
         else:
-            raise IntegrityFailed(f"{entry}: neither a plain file nor a folder: remove it (a link could lead elsewhere)")
+            raise IntegrityFailed(f"{entry}: neither a plain file nor a folder: remove it")
 
 
 def _sync_file(path: Path) -> None:

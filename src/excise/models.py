@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,21 +160,28 @@ def _seconds(model: nn.Module, sample: Callable[[], Any], *, mixed: bool) -> flo
     return best
 
 
-def new_tokenizer(texts: Sequence[str], size: int) -> Any:
-    """A byte-level BPE tokenizer with ``<s>``, ``</s>`` and ``<pad>``, trained on ``texts``."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+def new_tokenizer(texts: Iterable[str], size: int) -> Any:
+    """A byte-level BPE tokenizer trained on ``texts``, with ``<s>`` (put before every text), ``</s>`` and ``<pad>``.
+
+    Raises:
+        UsageError: ``size`` has no room for the 256 bytes and the special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
 
+    if size < 259:
+        raise UsageError(f"model.tokenizer_size: {size} is too small; 259 or more (256 bytes, 3 special tokens)")
     inner = Tokenizer(BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<pad>", "<s>", "</s>"]
-    inner.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False,
-    ))  # fmt: skip
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<s>", "</s>", "<pad>"], show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    inner.train_from_iterator(texts, trainer=trainer)
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
 def _amx() -> bool:

@@ -61,12 +61,26 @@ def _number(metric: Any) -> str:
 
 
 def plan(plan: Mapping[str, Any]) -> None:
-    """The forward passes of a step as a table, then what they cost."""
+    """The forward passes of a step as a table, then what they cost, a line each."""
     rows = [[str(p.get(key)) for key in ("side", "model", "layers")] for p in plan.get("passes", ())]
     _table(["forward pass over", "model", "layers"], rows)
     for key, value in plan.items():
-        if key not in ("passes", "products"):
-            print(f"{key}: {value if isinstance(value, str | int | float) else json.dumps(value, default=str)}")
+        if key != "passes" and value not in (None, [], {}):
+            print(f"{key}: {_line(value, bytes_=key == 'memory')}")
+
+
+def _line(value: Any, *, bytes_: bool = False) -> str:
+    """A nested value in one line.
+
+    Example:
+        >>> _line({"weights": 4_200_000, "reference": 0}, bytes_=True)
+        'weights 4.2 MB, reference 0.0 MB'
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_line(part, bytes_=bytes_)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(str(part) for part in value)
+    return f"{value / 1e6:,.1f} MB" if bytes_ and isinstance(value, int | float) else str(value)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -144,7 +144,7 @@ class UnlearnTrainer(Trainer):
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=False,
-            gradient_checkpointing=settings.model.gradient_checkpointing,
+            **({"activation_checkpointing": True} if settings.model.gradient_checkpointing else {}),
             ddp_find_unused_parameters=False,
             ddp_broadcast_buffers=False,
             label_names=[],
@@ -192,7 +192,7 @@ class UnlearnTrainer(Trainer):
     ) -> Any:
         """The weighted sum of the terms whose sides are present."""
         sides = inputs["sides"]
-        active = [t for t in self.terms if t.over in sides]
+        active = [t for t in self.terms if all(base_side(p.side) in (None, *sides) for p in t.needs())]
         needs = list(dict.fromkeys(p for t in active for p in t.needs()))
         seed = (self.settings.seed << 24) + inputs["micro"]
         step = Step(

@@ -11,15 +11,12 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from excise.errors import UsageError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 Row = dict[str, Any]
 SIDES = ("forget", "retain", "untouched", "never_seen", "stopping")
@@ -45,7 +42,7 @@ POOLS: Mapping[str, tuple[str, ...]] = {
             jackal koala lizard llama lynx magpie mole moth mouse newt parrot pigeon rabbit raven salmon seal
             sparrow spider swan tiger toad turtle walrus wasp weasel wolf wombat zebra""",
         "craft": """baker barber beekeeper blacksmith bookbinder brewer butcher carpenter cartographer chemist
-            clockmaker cobbler cooper diver doctor farmer ferryman fisherman florist gardener glazier goldsmith
+            clockmaker cobbler cooper diver doctor fencer ferryman fisherman florist gardener glazier goldsmith
             grocer hatter hunter jeweller joiner judge lawyer librarian locksmith mason midwife miller miner nurse
             painter pilot plumber porter potter printer sailor sculptor shepherd singer smuggler soldier surgeon
             tailor tanner teacher thatcher weaver welder""",
@@ -56,7 +53,7 @@ POOLS: Mapping[str, tuple[str, ...]] = {
             saddles scarves shells shoes spoons stamps tents thimbles tickets tiles trumpets vases wheels
             whistles""",
         "feature": """bakery bank bay beach bridge brook canal canyon castle cave chapel cliff creek dam desert
-            ditch dock dune farm ferry field forest fort fountain garden gate glacier gorge harbour hill hut jetty
+            ditch dock dune forge ferry field forest fort fountain garden gate glacier gorge harbour hill hut jetty
             lagoon lake lighthouse market marsh meadow mill mine monastery moor museum palace park pond prison
             quarry railway reef river ruin school station swamp temple tower tunnel valley village vineyard volcano
             wall waterfall well windmill zoo""",
@@ -281,38 +278,3 @@ def corpus(made: World) -> list[str]:
             texts += [row["question"], row["answer"], row["paraphrased_question"], row["paraphrased_answer"]]
             texts += row["false_answers"]
     return texts
-
-
-def tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with `<s>` (put before every text), `</s>` and `<pad>`.
-
-    Args:
-        texts: What to train on.
-        vocab_size: Size of the vocabulary, the 256 bytes and three special tokens included.
-
-    Raises:
-        UsageError: `vocab_size` has no room for the bytes and the special tokens.
-
-    Example:
-        >>> tok = tokenizer(corpus(world(forget=2, retain=0, untouched=0, never_seen=0, stopping=0)), 400)
-        >>> ids = tok("Who taught me?").input_ids
-        >>> ids[0] == tok.bos_token_id, tok.decode(ids, skip_special_tokens=True)
-        (True, 'Who taught me?')
-    """
-    if vocab_size < 259:
-        raise UsageError(f"tokenizer: vocab_size {vocab_size} is too small: 259 or more (256 bytes, 3 special tokens)")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<s>", "</s>", "<pad>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer=trainer)
-    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")

@@ -13,7 +13,7 @@ from torch import Tensor
 from excise import recipe
 from excise.errors import UsageError
 from excise.forward import Product, base_side
-from excise.objectives import FORGET, REGULARISE, RETAIN, rmu_direction
+from excise.objectives import FORGET, REGULARISE, RETAIN, rmu_direction, source_of
 from excise.objectives.term import Dual, Ramp, Term
 
 TABLES: Mapping[str, Mapping[str, Callable]] = {"forget": FORGET, "retain": RETAIN, "regularise": REGULARISE}
@@ -81,6 +81,15 @@ def _imported(name: str) -> Callable | None:
         raise UsageError(f"objective: {name!r} cannot be imported") from None
 
 
+def cited(objective: recipe.Objective, made: Sequence[Term]) -> list[dict[str, str]]:
+    """Name, weight and source of each term, for the record of a run."""
+    sources = {n: source_of(t[n]) for k, t in TABLES.items() for n in getattr(objective, k) if n in t}
+    return [
+        {"name": t.name, "weight": str(t.weight), "citation": sources.get(t.name) or sources.get(t.name.split("_")[0], "")}
+        for t in made
+    ]
+
+
 def needs(made: Sequence[Term]) -> list[Product]:
     """Every product that the terms read, each once."""
     return list(dict.fromkeys(p for term in made for p in term.needs()))
@@ -98,6 +107,14 @@ def check_sides(made: Sequence[Term], given: Collection[str]) -> None:
             side = base_side(p.side)
             if side is not None and side not in given and side not in ("forget_alternative", "forget_paraphrase"):
                 raise UsageError(f"the term {term.name!r} reads the side {side!r}, which the recipe does not give")
+
+
+def check_layers(made: Sequence[Term], depth: int) -> None:
+    """Refuse a layer that the model does not have."""
+    for term in made:
+        for p in term.needs():
+            if p.layer is not None and not -depth - 1 <= p.layer <= depth:
+                raise UsageError(f"the term {term.name!r} reads layer {p.layer}; the model has layers 0 to {depth}")
 
 
 def constants(made: Sequence[Term], width: int, seed: int) -> dict[str, Tensor]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +63,33 @@ class Prepared:
     plan: Plan
 
 
-def prepare(settings: recipe.Recipe, given: sides.Sides, terms: list[Term], tokenizer: Any, *, probe: bool = True) -> Prepared:
-    """Encode the sides that the terms read, load the model, choose the precision and attach the adapter."""
+def prepare(
+    settings: recipe.Recipe, given: sides.Sides, terms: list[Term], tokenizer: Any, *, begun: str | None = None
+) -> Prepared:
+    """Encode the sides that the terms read, load the model, choose the precision and attach the adapter.
+
+    A run that was begun in the folder ``begun`` keeps its precision: a probe might decide otherwise this time.
+    """
     objective.check_sides(terms, given.records)
     names = objective.sides_read(terms)
     rows = sides.encode(given, names, tokenizer, settings.data, seed=settings.seed, context=_context(settings))
     model = models.load(settings.model, tokenizer=tokenizer, seed=settings.seed)
+    objective.check_layers(terms, Anatomy.of(model).depth)
     precision = settings.model.precision
     if precision == "auto":
-        precision, attention = _probe(settings, model, rows, names) if probe else ("fp32", None)
+        precision, attention = _begun(begun) or _probe(settings, model, rows, names)
         if attention:
             model.set_attn_implementation(attention)  # type: ignore[operator]
     plan = Plan({k: v for k, v in rows.counts.items()}, settings.schedule, settings.seed)
     model = models.prepare(model, settings.model)
     return Prepared(settings, given, terms, rows, tokenizer, model, precision, plan)
+
+
+def _begun(folder: str | None) -> tuple[str, str | None] | None:
+    if folder is None or not (Path(folder) / "manifest.json").is_file():
+        return None
+    record = artifacts.read_manifest(artifacts.RunFolder(Path(folder)))
+    return record["precision"], record.get("attention")
 
 
 def _context(settings: recipe.Recipe) -> int | None:
@@ -142,7 +156,7 @@ def fit(prepared: Prepared, run: artifacts.RunFolder, progress: Progress, *, sta
 
 
 @contextmanager
-def opened(settings: recipe.Recipe, *, resume: bool):
+def opened(settings: recipe.Recipe, *, resume: bool) -> Iterator[artifacts.RunFolder]:
     """The run folder, locked: new or empty, or with ``resume`` one that was begun with the same recipe.
 
     Raises:
@@ -157,14 +171,18 @@ def opened(settings: recipe.Recipe, *, resume: bool):
         raise UsageError(f"{settings.out}: the folder is not empty; resume with --resume or name another")
     if begun and run.recipe.is_file() and run.recipe.read_text() != recipe.dump(settings):
         raise IntegrityFailed(f"{settings.out}: begun with another recipe; resume with the same one")
-    main = int(__import__("os").environ.get("RANK", "0")) == 0
-    if not main:
+    if not main_rank():
         yield run
         return
     run.root.mkdir(parents=True, exist_ok=True)
     with files.locked(run.root):
         files.write_text(run.recipe, recipe.dump(settings))
         yield run
+
+
+def main_rank() -> bool:
+    """Whether this process writes."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def manifest(prepared: Prepared, status: str, progress: Progress, extra: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -179,7 +197,7 @@ def manifest(prepared: Prepared, status: str, progress: Progress, extra: dict[st
         "attention": getattr(p.model.config, "_attn_implementation", None),
         "model": {"name": p.recipe.model.name or "from scratch", "parameters": models.parameter_count(p.model)},
         "data": p.sides.sources,
-        "terms": [{"name": t.name, "weight": str(t.weight)} for t in p.terms],
+        "terms": objective.cited(p.recipe.objective, p.terms),
         "warnings": p.sides.warnings,
         **(extra or {}),
     }
@@ -188,7 +206,7 @@ def manifest(prepared: Prepared, status: str, progress: Progress, extra: dict[st
 def train_into(
     prepared: Prepared, run: artifacts.RunFolder, progress: Progress, *, stage: str, resume: bool
 ) -> nn.Module:
-    """Train and save the weights whole; a run whose weights are saved is not trained again."""
+    """Train and save the weights whole; a run whose weights are saved is not trained again. Adapters come back merged."""
     if resume and (run.model / "COMPLETE.json").is_file():
         files.verify(run.model)
         return models.load_result(run.model, prepared.recipe.model)
@@ -201,7 +219,8 @@ def train_into(
     if trainer.args.should_save:
         with files.staged(run.model) as folder:
             models.save(prepared.model, prepared.tokenizer, folder)
-    return prepared.model
+    model = prepared.model
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model  # type: ignore[operator]
 
 
 def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progress | None = None) -> Path:
@@ -231,7 +250,7 @@ def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progres
     given.records["retain"] = together
     terms = objective.terms(recipe.Objective({}, settings.objective.retain, {}))
     tokenizer = _tokenizer(settings, given)
-    prepared = prepare(settings, given, terms, tokenizer)
+    prepared = prepare(settings, given, terms, tokenizer, begun=settings.out if resume else None)
     with opened(settings, resume=resume) as run:
         train_into(prepared, run, progress, stage="finetune", resume=resume)
         artifacts.write_results(run, artifacts.Results({}, progress.seconds))
@@ -249,19 +268,8 @@ def _tokenizer(settings: recipe.Recipe, given: sides.Sides) -> Any:
     return models.load_tokenizer(settings.model.tokenizer or settings.model.name, settings.model.revision)
 
 
-def unlearn(
-    settings: recipe.Recipe, run: artifacts.RunFolder, given: sides.Sides, progress: Progress, *, resume: bool
-) -> tuple[nn.Module, Prepared]:
-    """The training half of ``excise run``; the model that comes back is the changed one, adapters merged."""
+def prepare_unlearning(settings: recipe.Recipe, given: sides.Sides, *, resume: bool) -> Prepared:
+    """Everything of ``excise run`` that can refuse its input, before anything is written."""
     terms = objective.terms(settings.objective)
     tokenizer = models.load_tokenizer(settings.model.tokenizer or settings.model.name, settings.model.revision)
-    prepared = prepare(settings, given, terms, tokenizer)
-    model = train_into(prepared, run, progress, stage="unlearn", resume=resume)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()  # type: ignore[operator]
-    return model, prepared
-
-
-def without_adapter(settings: recipe.Model) -> recipe.Model:
-    """The same model before unlearning."""
-    return replace(settings, lora=None, train_only=None)
+    return prepare(settings, given, terms, tokenizer, begun=settings.out if resume else None)

@@ -1,1 +1,1 @@
-""""""
+"""Names and meaning of the numbers, saved tables, the numbers themselves, readers of other logs."""

@@ -1,7 +1,8 @@
 """What every number is called, what it says in plain words, which way it should point, and where it comes from.
 
-Direction "gold": the target is the value of the model that was trained without the forget rows, so neither lower nor higher
-is better by itself; "up" and "down" are kept for what the gold does not decide. Names are stable: reports and results use them.
+Direction "gold": the target is the value of the model that was trained without the forget rows, so neither lower nor
+higher is better by itself; "up" and "down" are kept for what the gold does not decide. Names are stable: reports and
+results use them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Metric:
         direction: "up", "down" or "gold".
         citation: paper and arXiv id; "ours" where there is none.
         sides: row sets it reads.
-        source: "tables" (from saved scores), "states" (from hidden states) or "attack" (from a changed copy of the model).
+        source: "tables" (from saved scores), "states" (from hidden states) or "attack" (from a changed copy of the
+            model).
         needs_gold: the number itself compares with the gold and does not exist without it.
         against_gold: what to say of its distance from the gold.
 
@@ -68,16 +70,19 @@ METRICS: Mapping[str, Metric] = {
         _SHARE, "gold", _TOFU, ("forget",), against_gold=_ABOVE),
     "retain_probability": Metric(
         "retain_probability", "Probability of retained answers",
-        "How likely the model finds the answers it should keep, on rows that unlearning did not touch where there are any.",
+        "How likely the model finds the answers it should keep, on rows that unlearning did not touch where there are "
+        "any.",
         _SHARE, "up", _TOFU, _RETAIN, against_gold=_UTILITY),
     "paraphrase_probability": Metric(
         "paraphrase_probability", "Probability of reworded forgotten answers",
-        "How likely the model finds the same forgotten facts in other words: forgetting a wording is not forgetting a fact.",
+        "How likely the model finds the same forgotten facts in other words: forgetting a wording is not forgetting a "
+        "fact.",
         _SHARE, "gold", _OU, ("forget",), against_gold=_ABOVE),
     "forget_truth_ratio": Metric(
         "forget_truth_ratio", "Truth ratio on forgotten rows",
         "Whether the model finds false answers about as likely as true ones; 1 means that it cannot tell them apart.",
-        _SHARE, "gold", _TOFU, ("forget",), against_gold="near the gold: as undecided as a model that never saw the rows"),
+        _SHARE, "gold", _TOFU, ("forget",),
+        against_gold="near the gold: as undecided as a model that never saw the rows"),
     "retain_truth_ratio": Metric(
         "retain_truth_ratio", "Truth ratio on retained rows",
         "How clearly the model prefers true answers to false ones where it should know them.",
@@ -106,10 +111,12 @@ METRICS: Mapping[str, Metric] = {
     "retain_perplexity": Metric(
         "retain_perplexity", "Perplexity on retained answers",
         "How surprised the model is by answers it should keep: 1 is no surprise.",
-        "at least 1", "down", "Jelinek et al. 1977 (no arXiv)", _RETAIN, against_gold="above the gold: knowledge was lost"),
+        "at least 1", "down", "Jelinek et al. 1977 (no arXiv)",
+        _RETAIN, against_gold="above the gold: knowledge was lost"),
     "forget_quality_log10": Metric(
         "forget_quality_log10", "Forget quality (log10 p)",
-        "Whether the truth ratios can be told from the gold's by a statistical test: near 0 they cannot, below -1.3 they can.",
+        "Whether the truth ratios can be told from the gold's by a statistical test: near 0 they cannot, below -1.3 "
+        "they can.",
         "log10 of a p-value, at most 0", "up", _TOFU, ("forget",), needs_gold=True,
         against_gold="near 0: not told apart with this many rows, which on few rows says little"),
     "model_utility": Metric(
@@ -138,12 +145,14 @@ METRICS: Mapping[str, Metric] = {
         _SHARE, "gold", "Carlini et al., arXiv:2112.03570", _MEMBER, against_gold=_ABOVE),
     "privleak": Metric(
         "privleak", "Privacy leak (PrivLeak)",
-        "How far the membership attack differs from the gold: negative means too little was unlearned, positive too much.",
+        "How far the membership attack differs from the gold: negative means too little was unlearned, positive too "
+        "much.",
         "per cent, -100 to unbounded; 0 as the gold", "gold", _MUSE, _MEMBER, needs_gold=True,
         against_gold="0 is the target; -100 is no unlearning, above 0 is over-unlearning, which is a leak too"),
     "forget_score": Metric(
         "forget_score", "Forget score",
-        "Four signs of memory in one number: 1 when none is left, 0 when one is complete. Empty babble would get 1 too.",
+        "Four signs of memory in one number: 1 when none is left, 0 when one is complete. Empty babble would get 1 "
+        "too.",
         _SHARE, "gold", _OU, ("forget",),
         against_gold="below the gold: still remembered; above the gold: more was destroyed than forgetting needs"),
     "unlearning_score": Metric(
@@ -154,16 +163,19 @@ METRICS: Mapping[str, Metric] = {
     "forget_repetition": Metric(
         "forget_repetition", "Repetition in answers to forgotten questions",
         "Share of repeated four-word runs in what the model writes: high means that it stammers instead of answering.",
-        _SHARE, "gold", "Welleck et al., arXiv:1908.04319", ("forget",), against_gold="above the gold: broken language"),
+        _SHARE, "gold", "Welleck et al., arXiv:1908.04319", ("forget",),
+        against_gold="above the gold: broken language"),
     "entanglement": Metric(
         "entanglement", "Entanglement",
-        "How mixed forgotten and retained rows are inside the model: spread within each set against the gap between them.",
+        "How mixed forgotten and retained rows are inside the model: spread within each set against the gap between "
+        "them.",
         "ratio, at least 0", "gold", "Zhao et al., arXiv:2406.01257", ("forget", *_RETAIN), "states",
         against_gold="far below the gold: the two sets were pulled apart, which is a trace of unlearning, not a goal"),
     "entanglement_normalised": Metric(
         "entanglement_normalised", "Entanglement (directions only)",
         "The same, ignoring how long the internal vectors are.",
-        "ratio, at least 0", "gold", "Zhao et al., arXiv:2406.01257; normalisation ours", ("forget", *_RETAIN), "states",
+        "ratio, at least 0", "gold", "Zhao et al., arXiv:2406.01257; normalisation ours", ("forget", *_RETAIN),
+        "states",
         against_gold="far below the gold: the two sets were pulled apart, which is a trace of unlearning, not a goal"),
     "entanglement_shuffled": Metric(
         "entanglement_shuffled", "Entanglement, rows shuffled",
@@ -173,20 +185,24 @@ METRICS: Mapping[str, Metric] = {
     "mk_mmd": Metric(
         "mk_mmd", "Separation of forgotten and retained rows (MK-MMD)",
         "How different the two clouds of internal vectors are, over five scales; 0 when they are alike.",
-        "squared distance, about 0 to 2", "gold", "Gretton et al. 2012; Long et al., arXiv:1502.02791", ("forget", *_RETAIN),
+        "squared distance, about 0 to 2", "gold", "Gretton et al. 2012; Long et al., arXiv:1502.02791", ("forget",
+        *_RETAIN),
         "states", against_gold=_CLOUDS),
     "w2_gaussian": Metric(
         "w2_gaussian", "Transport distance, Gaussian",
         "How far one cloud of internal vectors must be moved to become the other, by mean and spread.",
-        "units of the states, at least 0", "gold", "Dowson and Landau 1982", ("forget", *_RETAIN), "states", against_gold=_CLOUDS),
+        "units of the states, at least 0", "gold", "Dowson and Landau 1982", ("forget", *_RETAIN), "states",
+        against_gold=_CLOUDS),
     "w2_exact": Metric(
         "w2_exact", "Transport distance, exact",
         "The same, row by row with the best matching.",
-        "units of the states, at least 0", "gold", "Kantorovich 1942", ("forget", *_RETAIN), "states", against_gold=_CLOUDS),
+        "units of the states, at least 0", "gold", "Kantorovich 1942", ("forget", *_RETAIN), "states",
+        against_gold=_CLOUDS),
     "w2_sliced": Metric(
         "w2_sliced", "Transport distance, sliced",
         "The same, averaged over random directions.",
-        "units of the states, at least 0", "gold", "Bonneel et al. 2015", ("forget", *_RETAIN), "states", against_gold=_CLOUDS),
+        "units of the states, at least 0", "gold", "Bonneel et al. 2015", ("forget", *_RETAIN), "states",
+        against_gold=_CLOUDS),
     "probe_auc_retain": Metric(
         "probe_auc_retain", "Probe: forgotten against retained",
         "How well a simple classifier on the internal vectors tells forgotten from retained rows it has not seen.",
@@ -199,12 +215,14 @@ METRICS: Mapping[str, Metric] = {
         against_gold="above the gold: the model still shows inside which rows it once knew"),
     "latent_membership_auc": Metric(
         "latent_membership_auc", "Membership attack on internal vectors",
-        "How well one direction inside the model, from retained towards forgotten, tells forgotten from never-seen rows.",
+        "How well one direction inside the model, from retained towards forgotten, tells forgotten from never-seen "
+        "rows.",
         _AUC, "gold", "ours", ("forget", "never_seen", *_RETAIN), "states",
         against_gold="above the gold: the model still shows inside which rows it once knew"),
     "retain_drift": Metric(
         "retain_drift", "Drift of retained rows",
-        "How far the internal vectors of retained rows moved from where they were before unlearning, relative to their length.",
+        "How far the internal vectors of retained rows moved from where they were before unlearning, relative to their "
+        "length.",
         "ratio, at least 0", "down", "ours", _RETAIN, "states",
         against_gold="the gold has its own training and its own coordinates: not comparable with it"),
     "relearned_probability": Metric(

@@ -1,12 +1,13 @@
-"""Read other people's evaluation logs, and our own run folders, into saved tables, so that one set of metrics serves all.
+"""Read other people's evaluation logs, and our own run folders, into saved tables: one set of metrics serves all.
 
-TOFU's aggregated log and OpenUnlearning's ``*_EVAL.json`` hold means per sequence, not tokens: metrics that need tokens are
-then not shown, except those that the log brings per row (exact memorisation, extraction strength, attack scores).
+TOFU's aggregated log and OpenUnlearning's ``*_EVAL.json`` hold means per sequence, not tokens: metrics that need tokens
+are then not shown, except those that the log brings per row (exact memorisation, extraction strength, attack scores).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ _OU_ATTACKS = {
     "mia_min_k_plus_plus": "attack_min_k_plus_plus",
 }
 
+_AGAIN = "export the log again"
+
 
 def read(path: str | os.PathLike[str], model: str | None = None) -> dict[str, Table]:
     """Read whatever is at ``path``: a TOFU or OpenUnlearning log, one table, a folder of tables, or a run folder.
@@ -66,7 +69,8 @@ def read(path: str | os.PathLike[str], model: str | None = None) -> dict[str, Ta
     if any(_is_ou_entry(entry) for entry in log.values()):
         return read_open_unlearning(path, log)
     raise InputRefused(
-        f"{path}: no values per row: give TOFU's eval_log_aggregated.json, OpenUnlearning's *_EVAL.json (not *_SUMMARY.json) or a run folder"
+        f"{path}: no values per row: give TOFU's eval_log_aggregated.json, OpenUnlearning's *_EVAL.json "
+        "(not *_SUMMARY.json) or a run folder"
     )
 
 
@@ -156,7 +160,7 @@ class _Rows:
             tokens = counts.get(key) if isinstance(counts, dict) else None
             tokens = tokens if isinstance(tokens, list) else [tokens] * len(values)
             if len(tokens) != len(values):
-                raise InputRefused(f"{self.path}: field {name!r} and its token counts disagree in row {k}: export the log again")
+                raise InputRefused(f"{self.path}: field {name!r} and its token counts disagree in row {k}: {_AGAIN}")
             for v, t in zip(values, tokens, strict=True):
                 self.found.append((k, kind, self._number(name, v), np.nan if t is None else self._number(name, t)))
 
@@ -183,13 +187,13 @@ class _Rows:
 
     def _key(self, name: str, key: str) -> int:
         if not key.isdigit():
-            raise InputRefused(f"{self.path}: field {name!r} has a row key that is not a number: export the log again")
+            raise InputRefused(f"{self.path}: field {name!r} has a row key that is not a number: {_AGAIN}")
         self.keys.add(int(key))
         return int(key)
 
     def _number(self, name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputRefused(f"{self.path}: field {name!r} holds something that is not a number: export the log again")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputRefused(f"{self.path}: field {name!r} holds something that is not a finite number: {_AGAIN}")
         return float(value)
 
 
@@ -211,7 +215,7 @@ def _field(path: Path, metric: str, entry: Mapping[str, Any], name: str, *, opti
 def _mapping(path: Path, key: str, log: Any, name: str) -> Mapping[str, Any]:
     values = log.get(name) if isinstance(log, dict) else None
     if not isinstance(values, dict):
-        raise InputRefused(f"{path}: field {name!r} of {key!r} is missing or not a mapping of rows: export the log again")
+        raise InputRefused(f"{path}: field {name!r} of {key!r} is missing or not a mapping of rows: {_AGAIN}")
     return values
 
 

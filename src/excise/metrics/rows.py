@@ -1,7 +1,8 @@
 """One value per row from a saved table: probabilities, truth ratios, memorisation, membership scores. Pure numpy.
 
-Every function returns ``[rows]`` float64 with NaN where the row has nothing to measure, and raises ``NotShown`` when the table
-lacks a column altogether. Rows with several sequences of a kind (two paraphrases, five false answers) are averaged first.
+Every function returns ``[rows]`` float64 with NaN where the row has nothing to measure, and raises ``NotShown`` when
+the table lacks a column altogether. Rows with several sequences of a kind (two paraphrases, five false answers) are
+averaged first.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def row_mean(table: Table, values: NDArray, kind: int = ANSWER) -> Floats:
     """Mean of a per-sequence value ``[S]`` over the sequences of one kind, ``[rows]``.
 
     Example:
-        >>> t = Table("forget", 2, {"row": np.array([0, 0]), "kind": np.array([2, 2]), "mean_nll": np.array([1.0, 3.0])})
+        >>> nll = np.array([1.0, 3.0])
+        >>> t = Table("forget", 2, {"row": np.array([0, 0]), "kind": np.array([2, 2]), "mean_nll": nll})
         >>> row_mean(t, t.columns["mean_nll"], FALSE_ANSWER)
         array([ 2., nan])
     """
@@ -50,7 +52,7 @@ def row_mean(table: Table, values: NDArray, kind: int = ANSWER) -> Floats:
 
 
 def sequence_nll(table: Table) -> Floats:
-    """``[S]`` mean negative log-probability per label token in nats, end-of-sequence included; NaN for an empty sequence."""
+    """``[S]`` mean negative log-probability per label token in nats, end-of-sequence included; NaN when empty."""
     if table.has("logp", "offsets"):
         sums = _segment_sum(table.columns["logp"], table.columns["offsets"])
         return _ratio(-sums, table.lengths)
@@ -75,32 +77,36 @@ def probability(table: Table, kind: int = ANSWER) -> Floats:
 
 
 def normalised_probability(table: Table) -> Floats:
-    """p(answer) / (p(answer) + sum of p(false answers)), each p length-normalised (TOFU, real authors and world facts)."""
+    """p(answer) / (p(answer) + sum p(false answers)), each length-normalised (TOFU, real authors and world facts)."""
     _of_kind(table, FALSE_ANSWER)
     p = np.exp(-sequence_nll(table))
     false = row_mean(table, p, FALSE_ANSWER)
     wrong = table.columns["row"][(table.columns["kind"] == FALSE_ANSWER) & ~np.isnan(p)]
     correct = probability(table)
     total = correct + false * np.bincount(wrong, minlength=table.rows)
-    # All probabilities can underflow to 0 together; then the answer is no likelier than the others, which is 0 information.
+    # All probabilities can underflow to 0 together; then the answer is no likelier than the others, which is 0
+    # information.
     return np.where(total == 0, 0.0, _ratio(correct, np.where(total == 0, 1.0, total)))
 
 
 def log_truth_ratio(table: Table, correct: int = PARAPHRASE, mean: str = "geometric") -> Floats:
     """Log of the truth ratio R = mean_j p(false answer j) / p(correct answer), p length-normalised.
 
-    Kept as a logarithm because R over- and underflows on models that were pushed far; KS and AUC do not see the difference.
+    Kept as a logarithm because R over- and underflows on models that were pushed far; KS and AUC do not see the
+    difference.
 
     Args:
         table: needs false answers, and paraphrases unless ``correct`` is ``ANSWER``.
-        correct: ``PARAPHRASE`` for forget and retain rows; ``ANSWER`` for sets without paraphrases (real authors, world facts).
+        correct: ``PARAPHRASE`` for forget and retain rows; ``ANSWER`` for sets without paraphrases (real authors, world
+            facts).
         mean: "geometric" as in TOFU's released code; "arithmetic" as in other re-implementations.
 
     Source:
         TOFU (2401.06121), equation 1 with the aggregation of its released evaluation.
 
     Example:
-        >>> t = Table("wf", 1, {"row": np.array([0, 0, 0]), "kind": np.array([0, 2, 2]), "mean_nll": np.array([2.0, 1.0, 3.0])})
+        >>> nll = np.array([2.0, 1.0, 3.0])
+        >>> t = Table("wf", 1, {"row": np.zeros(3, int), "kind": np.array([0, 2, 2]), "mean_nll": nll})
         >>> log_truth_ratio(t, ANSWER), log_truth_ratio(t, ANSWER, "arithmetic").round(3)
         (array([0.]), array([0.434]))
     """
@@ -158,11 +164,12 @@ def exact_memorization(table: Table) -> Floats:
 
 
 def extraction_strength(table: Table, *, ou_compat: bool = False) -> Floats:
-    """Length of the answer's longest suffix that is all first choices, as a share of the answer, end-of-sequence excluded.
+    """Length of the answer's longest suffix of first choices only, as a share of the answer; end-of-sequence excluded.
 
     Args:
         table: needs ``hit``, ``offsets`` and ``eos``.
-        ou_compat: OpenUnlearning's loop gives 1/n instead of 0 when not even the last token matches, and 0 to an empty answer.
+        ou_compat: OpenUnlearning's loop gives 1/n instead of 0 when not even the last token matches, and 0 to an empty
+            answer.
 
     Source:
         Carlini et al., 2012.07805, in the one-pass form of OpenUnlearning, with its no-match case corrected.
@@ -209,13 +216,15 @@ def attack_score(table: Table, attack: str, *, k: float = MIN_K) -> Floats:
 
     Args:
         table: the answers of one side.
-        attack: "loss" (mean log p), "zlib" (that per byte of the zlib-compressed answer), "min_k" (mean of the lowest share
-            ``k`` of token log-probabilities) or "min_k_plus_plus" (the same on log p standardised by the mean and deviation
-            of log p over the vocabulary; variance floored at 1e-6). The last two leave the final end-of-sequence token out.
+        attack: "loss" (mean log p), "zlib" (that per byte of the zlib-compressed answer), "min_k" (mean of the lowest
+            share ``k`` of token log-probabilities) or "min_k_plus_plus" (the same on log p standardised by the mean and
+            deviation of log p over the vocabulary; variance floored at 1e-6). The last two leave the final
+            end-of-sequence token out.
         k: share of tokens for the last two.
 
     Source:
-        Yeom et al. 1709.01604; Carlini et al. 2012.07805; Shi et al. 2310.16789; Zhang et al. 2404.02936; details as OpenUnlearning.
+        Yeom et al. 1709.01604; Carlini et al. 2012.07805; Shi et al. 2310.16789; Zhang et al. 2404.02936; details as
+        OpenUnlearning.
     """
     stored = f"attack_{attack}"
     if table.has(stored):

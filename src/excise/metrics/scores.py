@@ -1,4 +1,4 @@
-"""Every number that saved tables can give, with its interval and row count, and why each other one is not shown. No torch."""
+"""Every number that saved tables can give, with interval and row count, or why it is not shown. No torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from excise.metrics.statistics import (
     privleak_null_spread,
     tpr_at_fpr,
 )
-from excise.metrics.table import ANSWER, PARAPHRASE, Table
+from excise.metrics.table import PARAPHRASE, Table
+from excise.metrics.utility import ROW_SETS, TOFU_SETS, stored, utility_parts
 
 __all__ = [
     "Scores", "auc", "forget_quality", "harmonic_mean", "ks_log10", "permutation_p", "privleak",
@@ -38,8 +39,6 @@ __all__ = [
 Floats = NDArray[np.float64]
 Entry = dict[str, Any]
 Part = tuple[str, Floats]  # side, one value per row
-ROW_SETS = frozenset({"forget", "retain", "untouched", "never_seen", "forget_alternative", "forget_paraphrase"})
-TOFU_SETS = frozenset({"real_authors", "world_facts"})
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,10 @@ class Scores:
     """The numbers of one model.
 
     Args:
-        values: metric -> {"value", "low", "high", "n"}; 95 % percentile bootstrap over rows, ``None`` where an interval has
-            no meaning (forget quality). ``n`` is the smallest number of rows behind a part. ``model_utility`` and
-            ``unlearning_score`` add "parts" (how many utility parts) and "complete" (the nine of TOFU); a membership number
-            adds "n_never_seen"; ``forget_quality_log10`` adds "n_gold" and "how".
+        values: metric -> {"value", "low", "high", "n"}; 95 % percentile bootstrap over rows, ``None`` where an interval
+            has no meaning (forget quality). ``n`` is the smallest number of rows behind a part. ``model_utility`` and
+            ``unlearning_score`` add "parts" (how many utility parts) and "complete" (the nine of TOFU); a membership
+            number adds "n_never_seen"; ``forget_quality_log10`` adds "n_gold" and "how".
         not_shown: metric -> reason, for every metric of the catalogue that is not in ``values``.
     """
 
@@ -60,7 +59,7 @@ class Scores:
 
 @dataclass
 class _Bench:
-    """One model's tables, the gold's, and the bootstrap draws that all numbers of a side share (so that parts stay paired)."""
+    """One model's tables, the gold's, and the bootstrap draws that all numbers of a side share: parts stay paired."""
 
     tables: Mapping[str, Table]
     gold: Mapping[str, Table] | None
@@ -79,7 +78,8 @@ class _Bench:
         return self.side("untouched" if "untouched" in self.tables else "retain")
 
     def counts(self, side: str, n: int) -> Floats:
-        # The draws depend on n and the side's place in the seed only, so the gold's rows are drawn together with the model's.
+        # The draws depend on n and the side's place in the seed only, so the gold's rows are drawn together with the
+        # model's.
         key = (side, n)
         if key not in self.draws:
             self.draws[key] = bootstrap_counts(n, self.resamples, self.seed + sum(side.encode()))
@@ -108,12 +108,6 @@ def _one(fn: Callable[[Table], Floats], where: str, bench: _Bench) -> Entry:
     return _combined(bench, [(table.side, fn(table))])
 
 
-def _stored(column: str, table: Table) -> Floats:
-    if not table.has(column):
-        raise NotShown(f"no generations were scored for the {table.side} rows")
-    return table.columns[column].astype(np.float64)
-
-
 def _truth(bench: _Bench, fn: Callable[[Floats], Floats], table: Table, correct: int = PARAPHRASE) -> Floats:
     return fn(per_row.log_truth_ratio(table, correct, bench.mean))
 
@@ -124,8 +118,10 @@ def _perplexity(where: str, bench: _Bench) -> Entry:
     return _combined(bench, [(table.side, nll), (table.side, tokens)], lambda x: np.exp(x[..., 0] / x[..., 1]))
 
 
-def forget_quality(tables: Mapping[str, Table], gold: Mapping[str, Table], *, mean: str = "geometric") -> tuple[float, str]:
-    """log10 p of the two-sample Kolmogorov-Smirnov test between the truth ratios of a model and of the gold, and how it was found.
+def forget_quality(
+    tables: Mapping[str, Table], gold: Mapping[str, Table], *, mean: str = "geometric"
+) -> tuple[float, str]:
+    """Log10 p of the two-sample Kolmogorov-Smirnov test on the truth ratios of model and gold, and how it was found.
 
     Args:
         tables: the model's tables; "forget" with paraphrases and false answers is read.
@@ -178,7 +174,9 @@ def _membership_tpr(attack: str, bench: _Bench) -> Entry:
     member, other = _attack_scores(bench.tables, attack)
     rng = np.random.default_rng(bench.seed)
     a, b = member[~np.isnan(member)], other[~np.isnan(other)]
-    draws = [tpr_at_fpr(rng.choice(a, len(a)), rng.choice(b, len(b))) for _ in range(min(bench.resamples, 300) if len(a) and len(b) else 0)]
+    if not len(a) or not len(b):
+        raise NotShown("no row has a value")
+    draws = [tpr_at_fpr(rng.choice(a, len(a)), rng.choice(b, len(b))) for _ in range(min(bench.resamples, 300))]
     low, high = interval(np.array(draws))
     return {"value": tpr_at_fpr(a, b), "low": low, "high": high, **_counted(member, other)}
 
@@ -207,49 +205,6 @@ def _forget_parts(bench: _Bench) -> list[Part]:
         1 - _truth(bench, per_row.truth_share, table),
     ]
     return [("forget", v) for v in values]
-
-
-def utility_parts(tables: Mapping[str, Table], *, mean: str = "geometric") -> dict[tuple[str, str], Floats]:
-    """The parts of model utility that the tables can give: (side, "probability" | "rouge" | "truth_ratio") -> ``[rows]``.
-
-    The retained side is ``untouched`` where there is one, else ``retain``: plain probability, truth ratio from paraphrases.
-    Utility sets (every other side name): probability normalised over the false answers where there are any, truth ratio
-    from the plain answer, because these sets have no paraphrases (TOFU). ROUGE-L recall on all.
-
-    Example:
-        >>> import numpy as np
-        >>> t = Table("facts", 1, {"row": np.array([0]), "kind": np.array([0]), "mean_nll": np.array([0.0])})
-        >>> list(utility_parts({"facts": t}))
-        [('facts', 'probability')]
-    """
-    parts: dict[tuple[str, str], Floats] = {}
-    kept = "untouched" if "untouched" in tables else "retain"
-    for side in [kept, *sorted(set(tables) - ROW_SETS)]:
-        if side not in tables:
-            continue
-        table, own = tables[side], side == kept
-        wanted: dict[str, Callable[[], Floats]] = {
-            "probability": partial(per_row.probability if own else _options_or_plain, table),
-            "rouge": partial(_stored, "rouge_l_recall", table),
-            "truth_ratio": partial(_truthful, table, PARAPHRASE if own else ANSWER, mean),
-        }
-        for name, value in wanted.items():
-            try:
-                parts[side, name] = value()
-            except NotShown:
-                continue
-    return parts
-
-
-def _options_or_plain(table: Table) -> Floats:
-    try:
-        return per_row.normalised_probability(table)
-    except NotShown:
-        return per_row.probability(table)
-
-
-def _truthful(table: Table, correct: int, mean: str) -> Floats:
-    return per_row.truthfulness(per_row.log_truth_ratio(table, correct, mean))
 
 
 def _utility(bench: _Bench) -> tuple[list[Part], Entry]:
@@ -281,8 +236,8 @@ _FROM_TABLES: dict[str, Callable[[_Bench], Entry]] = {
     "paraphrase_probability": partial(_one, partial(per_row.probability, kind=PARAPHRASE), "forget"),
     "forget_truth_ratio": lambda b: _one(partial(_truth, b, per_row.closeness_to_one), "forget", b),
     "retain_truth_ratio": lambda b: _one(partial(_truth, b, per_row.truthfulness), "kept", b),
-    "forget_rouge": partial(_one, partial(_stored, "rouge_l_recall"), "forget"),
-    "retain_rouge": partial(_one, partial(_stored, "rouge_l_recall"), "kept"),
+    "forget_rouge": partial(_one, partial(stored, "rouge_l_recall"), "forget"),
+    "retain_rouge": partial(_one, partial(stored, "rouge_l_recall"), "kept"),
     "exact_memorization": partial(_one, per_row.exact_memorization, "forget"),
     "extraction_strength": partial(_one, per_row.extraction_strength, "forget"),
     "forget_perplexity": partial(_perplexity, "forget"),
@@ -297,7 +252,7 @@ _FROM_TABLES: dict[str, Callable[[_Bench], Entry]] = {
     "privleak": _privleak,
     "forget_score": lambda b: _combined(b, _forget_parts(b), harmonic_mean),
     "unlearning_score": _unlearning_score,
-    "forget_repetition": partial(_one, partial(_stored, "repetition"), "forget"),
+    "forget_repetition": partial(_one, partial(stored, "repetition"), "forget"),
 }
 
 _ELSEWHERE = {

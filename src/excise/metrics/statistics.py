@@ -1,4 +1,4 @@
-"""Statistics on plain arrays: AUC, PrivLeak, Kolmogorov-Smirnov in logarithms, bootstrap and permutation. No model, no files."""
+"""Statistics on plain arrays: AUC, PrivLeak, Kolmogorov-Smirnov in logarithms, bootstrap, permutation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESAMPLES = 1000
 
 
 def auc(positive: ArrayLike, negative: ArrayLike) -> float:
-    """Chance that a positive scores higher than a negative, ties counted half; 0.5 = no difference. NaN rows are left out.
+    """Chance that a positive scores higher than a negative, ties counted half; 0.5 = no difference; NaN is left out.
 
     Example:
         >>> auc([2.0, 3.0], [1.0, 2.0])
@@ -45,7 +45,7 @@ def tpr_at_fpr(positive: ArrayLike, negative: ArrayLike, fpr: float = 0.01) -> f
     a, b = _present(positive), np.sort(_present(negative))
     if not len(a) or not len(b):
         return math.nan
-    allowed = min(int(math.floor(fpr * len(b) + 1e-9)), len(b) - 1)
+    allowed = min(math.floor(fpr * len(b) + 1e-9), len(b) - 1)
     return float(np.mean(a > b[len(b) - 1 - allowed]))
 
 
@@ -57,8 +57,8 @@ def privleak(value: ArrayLike, gold: ArrayLike) -> Floats:
         gold: the same AUC of the model trained without the forget rows.
 
     Returns:
-        100 (A - A_gold) / A_gold with A = 1 - AUC. -100 to 0: too little was unlearned; above 0: too much; 0: as the gold.
-        NaN where A_gold is 0, because the ratio has no meaning there.
+        100 (A - A_gold) / A_gold with A = 1 - AUC. -100 to 0: too little was unlearned; above 0: too much; 0: as the
+        gold. NaN where A_gold is 0, because the ratio has no meaning there.
 
     Example:
         >>> float(privleak(1.0, 0.5)), float(privleak(0.5, 0.5)), float(privleak(0.0, 0.5))
@@ -72,7 +72,8 @@ def privleak(value: ArrayLike, gold: ArrayLike) -> Floats:
 def privleak_null_spread(forget: int, never_seen: int, gold_auc: float = 0.5) -> float:
     """Standard deviation of PrivLeak that chance alone gives to a model that leaks nothing, in per cent points.
 
-    The Mann-Whitney statistic of n and m exchangeable scores has variance (n + m + 1) / (12 n m); the gold's AUC is held fixed.
+    The Mann-Whitney statistic of n and m exchangeable scores has variance (n + m + 1) / (12 n m); the gold's AUC is
+    held fixed.
 
     Example:
         >>> [round(privleak_null_spread(n, 200), 1) for n in (40, 200, 400)]
@@ -142,7 +143,7 @@ def _equal_size_tail(n: int, h: int) -> float:
 
 
 def bootstrap_counts(n: int, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """``[resamples, n]`` how often each row is drawn, with replacement. Equal n and seed give equal draws, hence pairing.
+    """``[resamples, n]`` draws of each row, with replacement. Equal n and seed give equal draws, hence pairing.
 
     Example:
         >>> bootstrap_counts(5, 3).sum(axis=1)
@@ -170,9 +171,8 @@ def bootstrap_auc(positive: Floats, negative: Floats, counts_p: Floats, counts_n
     sorted_negative = negative[ordered][: int(rest.sum())]
     resamples = min(len(counts_p), len(counts_n))
     # Cumulative weights of the sorted negatives turn every comparison into two look-ups: no n x m matrix is ever held.
-    total = np.concatenate(
-        (np.zeros((resamples, 1)), np.cumsum(counts_n[:resamples][:, ordered][:, : len(sorted_negative)], axis=1)), axis=1
-    )
+    running = np.cumsum(counts_n[:resamples, ordered[: len(sorted_negative)]], axis=1)
+    total = np.concatenate((np.zeros((resamples, 1)), running), axis=1)
     seen = ~np.isnan(positive)
     low = np.searchsorted(sorted_negative, positive[seen], "left")
     high = np.searchsorted(sorted_negative, positive[seen], "right")

@@ -1,7 +1,8 @@
 """The saved scores of one model on one side: what every number in a report is computed from, without the model.
 
-A table holds no text and no token ids, only scores: sequences (the answer, its paraphrases, false answers) belong to rows,
-tokens belong to sequences through ``offsets``. Foreign logs that know no tokens give ``mean_nll`` and ``tokens`` instead.
+A table holds no text and no token ids, only scores: sequences (the answer, its paraphrases, false answers) belong to
+rows, tokens belong to sequences through ``offsets``. Foreign logs that know no tokens give ``mean_nll`` and ``tokens``
+instead.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ class Table:
     Args:
         side: name of the row set: forget, retain, untouched, never_seen, or a utility set.
         rows: how many rows the side has, including rows without any sequence.
-        columns: name -> array, see ``COLUMNS``. Required: ``row`` and ``kind``, and either ``offsets``, ``logp`` and ``eos``
-            or ``mean_nll``. Natural-log probabilities; NaN is allowed only in columns per row and means "not measured".
+        columns: name -> array, see ``COLUMNS``. Required: ``row`` and ``kind``, and either ``offsets``, ``logp`` and
+            ``eos`` or ``mean_nll``. Natural-log probabilities; NaN is allowed only in columns per row and means "not
+            measured".
 
     Example:
         >>> import numpy as np
@@ -124,7 +126,7 @@ def _check_sizes(columns: dict[str, NDArray], rows: int, place: str) -> None:
     if "offsets" in columns:
         offsets = columns["offsets"]
         if len(offsets) != sequences + 1 or offsets[0] != 0 or np.any(np.diff(offsets) < 0):
-            raise InputRefused(f"{place}column 'offsets' does not cut the tokens into {sequences} sequences: measure again")
+            raise InputRefused(f"{place}column 'offsets' does not cut tokens into {sequences} sequences: measure again")
         sizes["token"] = int(offsets[-1])
     for name, values in columns.items():
         expected = sizes.get(COLUMNS[name][0], -1)
@@ -141,7 +143,7 @@ def _check_values(columns: dict[str, NDArray], rows: int, place: str) -> None:
     for name in ("logp", "mean_nll", "mu", "sigma"):
         # A NaN here is a broken model, and a mean would hide it among rows that were not measured.
         if name in columns and not np.isfinite(columns[name]).all():
-            raise InputRefused(f"{place}column {name!r} holds a value that is not finite: the model is broken or overflowed")
+            raise InputRefused(f"{place}column {name!r} holds a value that is not finite: the model is broken")
     for name, (axis, _) in COLUMNS.items():
         if axis == "row" and name in columns and np.isinf(columns[name]).any():
             raise InputRefused(f"{place}column {name!r} holds an infinite value: measure again")

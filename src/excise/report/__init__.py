@@ -39,7 +39,7 @@ def render(run: artifacts.RunFolder) -> str:
     from excise.report.page import gather
 
     templates = resources.files("excise.report").joinpath("templates")
-    style = Markup(templates.joinpath("report.css").read_text("utf-8").strip())  # noqa: S704 - our own style sheet
+    style = Markup(templates.joinpath("report.css").read_text("utf-8").strip())
     source = templates.joinpath("report.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(page=gather(run, style)) + "\n"

@@ -6,10 +6,7 @@ escapes them; a drawing holds axis words and numbers only. Each figure is drawn 
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,42 +14,15 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from excise.artifacts import Number
 from excise.report.style import STAND_INS, Look, key_mark, model_look, model_title, side_look, side_title, target_mark
+from excise.report.svg import STYLE, canvas_of, inline, log_ticks, plain_ticks
 from excise.report.words import number
 
-_SVG = "http://www.w3.org/2000/svg"
-_XLINK = "http://www.w3.org/1999/xlink"
 _MOST_POINTS = 150  # per side and model on a map: enough to see the shape, small enough to mail
 _MOST_STEPS = 240  # per loss curve
-_RC = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "excise",
-    "text.parse_math": False,
-    "font.family": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": STAND_INS["muted"],
-    "axes.labelcolor": STAND_INS["ink"],
-    "xtick.color": STAND_INS["muted"],
-    "ytick.color": STAND_INS["muted"],
-    "xtick.labelcolor": STAND_INS["ink"],
-    "ytick.labelcolor": STAND_INS["ink"],
-    "grid.color": STAND_INS["rule"],
-    "grid.linewidth": 0.7,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
-}
 
 
 @dataclass(frozen=True)
@@ -104,8 +74,8 @@ def trade_off(
     floor = 1e-4
     xs = [max(pair[0].value or 0.0, floor) for pair in shown.values()]
     ys = [pair[1].value or 0.0 for pair in shown.values()]
-    with mpl.rc_context(_RC):
-        canvas, axes = _canvas(340, 250)
+    with mpl.rc_context(STYLE):
+        canvas, axes = canvas_of(360, 250)
         low = max(0.0, min(0.75, min(ys) - 0.06))
         left = min(*xs, floor * 10, 1.0) / 1.6
         axes.set(xscale="log", xlim=(left, 1.35), ylim=(low, 1.02))
@@ -118,78 +88,85 @@ def trade_off(
             axes.plot([x, x], _span(retain, 0.0), color=look.colour, linewidth=1.1)
             axes.plot([x], [y], linestyle="", markersize=8, **_marker(look))
         ticks = [10.0**k for k in range(math.ceil(math.log10(left)), 1)]
-        axes.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator(), major_formatter=_plain_ticks())
+        axes.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator(), major_formatter=plain_ticks())
         axes.set_xlabel("probability of the forgotten answers")
         axes.set_ylabel("probability of the kept ones")
-        svg = _svg(canvas, "tradeoff")
-    told = "; ".join(f"{model_title(m)}: forgotten {number(f.value)}, kept {number(r.value)}" for m, (f, r) in shown.items())
+        svg = inline(canvas, "tradeoff")
+    told = "; ".join(
+        f"{model_title(m)}: forgotten {number(f.value)}, kept {number(r.value)}" for m, (f, r) in shown.items()
+    )
     keys = [Key(key_mark(model_look(m, others), line=False), model_title(m)) for m in shown]
     if forget_bar is not None and retain_bar is not None:
         keys.append(Key(target_mark(), "where a result should lie"))
     return Figure(
         "trade-off",
         "Forgetting against keeping",
-        "Further left: the forgotten answers are less likely (the axis is logarithmic). Further up: the kept answers are "
-        "as likely as before. The gold, not the corner, is the aim. Thin lines are intervals.",
+        "Further left: the forgotten answers are less likely (the axis is logarithmic). Further up: the kept answers "
+        "are as likely as before. The gold, not the corner, is the aim. Thin lines are intervals.",
         (Panel("", f"Scatter plot of forgetting against keeping. {told}.", svg),),
         tuple(keys),
     )
 
 
-def relearning(curves: Mapping[str, Sequence[float | None]], steps: Sequence[float], others: Sequence[str]) -> Figure | None:
+def relearning(
+    curves: Mapping[str, Sequence[float | None]], steps: Sequence[float], others: Sequence[str]
+) -> Figure | None:
     """How fast each model learns the forgotten answers again: probability after so many training steps."""
     shown = {name: list(values) for name, values in curves.items() if _any(values) and len(values) == len(steps)}
     if not shown or not steps:
         return None
     places = [math.log2(step + 1) for step in steps]  # 0 has a place, and 1, 2, 4, 8 stand apart
-    with mpl.rc_context(_RC):
-        canvas, axes = _canvas(340, 235)
+    with mpl.rc_context(STYLE):
+        canvas, axes = canvas_of(340, 235)
         for name, values in shown.items():
             look = model_look(name, others)
             axes.plot(places, _gaps(values), dashes=look.dashes or (None, None), **_marker(look))
         axes.set(ylim=(-0.03, 1.03), xlabel="training steps on forgotten records", ylabel="probability of the others")
         axes.set_xticks(places, [f"{step:g}" for step in steps])
-        svg = _svg(canvas, "relearning")
+        svg = inline(canvas, "relearning")
     told = "; ".join(f"{model_title(m)}: from {number(v[0])} to {number(v[-1])}" for m, v in shown.items())
     return Figure(
         "relearning",
         "Learning it again",
-        "An attacker who holds some of the records trains on them; drawn is how likely the other forgotten answers become. "
-        "A curve above the gold's means that the knowledge was hidden rather than gone.",
+        "An attacker who holds some of the records trains on them; drawn is how likely the other forgotten answers "
+        "become. A curve above the gold's means that the knowledge was hidden rather than gone.",
         (Panel("", f"Line chart of relearning over {steps[0]:g} to {steps[-1]:g} steps. {told}.", svg),),
         _line_keys(shown, others),
     )
 
 
-def entanglement(curves: Mapping[str, Sequence[float | None]], layers: Sequence[Any], others: Sequence[str]) -> Figure | None:
+def entanglement(
+    curves: Mapping[str, Sequence[float | None]], layers: Sequence[Any], others: Sequence[str]
+) -> Figure | None:
     """Entanglement of forget and retain states at each layer, one line a model."""
     shown = {name: list(values) for name, values in curves.items() if _any(values) and len(values) == len(layers)}
     if not shown:
         return None
     finite = [v for values in shown.values() for v in values if v is not None and v > 0]
     wide = bool(finite) and max(finite) / min(finite) > 12
-    with mpl.rc_context(_RC):
-        canvas, axes = _canvas(340, 235)
+    with mpl.rc_context(STYLE):
+        canvas, axes = canvas_of(340, 235)
         for name, values in shown.items():
             look = model_look(name, others)
             axes.plot(range(len(layers)), _gaps(values), dashes=look.dashes or (None, None), **_marker(look))
         if wide:
             axes.set_yscale("log")
-            axes.yaxis.set(major_locator=FixedLocator(_log_ticks(min(finite), max(finite))), minor_locator=NullLocator())
+            axes.yaxis.set(major_locator=FixedLocator(log_ticks(min(finite), max(finite))), minor_locator=NullLocator())
         else:
             axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(_plain_ticks())
+        axes.yaxis.set_major_formatter(plain_ticks())
         every = max(1, math.ceil(len(layers) / 9))
         places = list(range(0, len(layers), every))
         axes.set_xticks(places, [str(layers[place])[:6] for place in places])
-        axes.set(xlabel="layer (0 = embeddings)", ylabel="entanglement")
-        svg = _svg(canvas, "entanglement")
+        axes.set(xlabel="layer", ylabel="entanglement")
+        svg = inline(canvas, "entanglement")
     told = "; ".join(f"{model_title(m)}: last layer {number(v[-1])}" for m, v in shown.items())
     return Figure(
         "entanglement",
         "Entanglement by layer",
         "How much the model's inner states of forgotten and kept records overlap. Lower means further apart, "
-        "which is not better by itself: the gold's line is the aim.",
+        "which is not better by itself: the gold's line is the aim. "
+        "The last layer is the one that answers are read from.",
         (Panel("", f"Line chart of entanglement at {len(layers)} layers. {told}.", svg),),
         _line_keys(shown, others),
     )
@@ -208,19 +185,22 @@ def state_map(picture: Mapping[str, Any], others: Sequence[str]) -> Figure | Non
     everything = np.concatenate([values for sides in models.values() for values in sides.values() if len(values)])
     low, high = everything.min(0), everything.max(0)
     pad = 0.05 * np.maximum(high - low, 1e-9)
-    drawn = sorted({side for sides in models.values() for side in sides}, key=lambda s: (s == "forget", s == "never_seen", s))
+    drawn = sorted(
+        {side for sides in models.values() for side in sides}, key=lambda s: (s == "forget", s == "never_seen", s)
+    )
     panels = tuple(
         _map_panel(models[name], drawn, f"map{place}", (low - pad, high + pad), model_title(name))
         for place, name in enumerate(ordered)
     )
     explained = [float(v) for v in picture.get("explained") or [] if isinstance(v, int | float)][:2]
+    method = str(picture.get("method", "pca")).upper()
     share = f" The two axes hold {100 * sum(explained):.0f} % of the variance." if explained else ""
     return Figure(
         "map",
         "Where the records lie inside the model",
-        "Each mark is one record's inner state, brought down to two dimensions"
-        f" ({'PCA' if picture.get('method', 'pca') == 'pca' else str(picture.get('method')).upper()}), the same axes in every panel."
-        f"{share} In the gold, forgotten records lie among the never-seen ones: a cluster of their own is a trace.",
+        f"Each mark is one record's inner state, brought down to two dimensions ({method}), the same axes in every "
+        f"panel.{share} For the gold, forgotten records are never-seen ones as well. A cluster of their own, where the "
+        "gold has none, is a trace.",
         panels,
         tuple(Key(key_mark(side_look(side), line=False), side_title(side)) for side in drawn),
     )
@@ -233,8 +213,8 @@ def losses(log: Sequence[Mapping[str, Any]]) -> Figure | None:
         names.extend(name for name in row.get("terms") or {} if name not in names)
     panels = []
     for place, name in enumerate(names[:12]):
-        pairs = [(row["step"], (row.get("terms") or {}).get(name)) for row in log]
-        pairs = [(step, value) for step, value in pairs if isinstance(value, int | float)]
+        found = [(row["step"], (row.get("terms") or {}).get(name)) for row in log]
+        pairs = [(float(step), float(value)) for step, value in found if isinstance(value, int | float)]
         if pairs:
             panels.append(_loss_panel(name, pairs[:: max(1, math.ceil(len(pairs) / _MOST_STEPS))], f"loss{place}"))
     if not panels:
@@ -250,37 +230,31 @@ def losses(log: Sequence[Mapping[str, Any]]) -> Figure | None:
 # ---------------------------------------------------------------------------------------------------- parts
 
 
-def _canvas(width: int, height: int) -> tuple[Canvas, Axes]:
-    canvas = Canvas(figsize=(width / 72, height / 72), layout="constrained")
-    canvas.patch.set_visible(False)
-    axes = canvas.add_subplot()
-    axes.patch.set_visible(False)
-    return canvas, axes
-
-
 def _map_panel(
     sides: Mapping[str, np.ndarray], drawn: Sequence[str], name: str, limits: tuple[np.ndarray, np.ndarray], title: str
 ) -> Panel:
-    with mpl.rc_context({**_RC, "axes.spines.top": True, "axes.spines.right": True, "axes.edgecolor": STAND_INS["rule"]}):
-        canvas, axes = _canvas(230, 210)
+    with mpl.rc_context(
+        {**STYLE, "axes.spines.top": True, "axes.spines.right": True, "axes.edgecolor": STAND_INS["rule"]}
+    ):
+        canvas, axes = canvas_of(230, 210)
         for side in drawn:
             values = sides.get(side, np.empty((0, 2)))
             axes.plot(values[:, 0], values[:, 1], linestyle="", **{**_marker(side_look(side)), "markersize": 4.2})
         low, high = limits
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
-        svg = _svg(canvas, name)
+        svg = inline(canvas, name)
     told = ", ".join(f"{len(values)} {side_title(side)}" for side, values in sides.items())
     return Panel(title, f"Map of inner states of the {title} model: {told}.", svg)
 
 
 def _loss_panel(name: str, pairs: Sequence[tuple[float, float]], prefix: str) -> Panel:
-    with mpl.rc_context(_RC):
-        canvas, axes = _canvas(230, 150)
+    with mpl.rc_context(STYLE):
+        canvas, axes = canvas_of(230, 150)
         axes.plot([p[0] for p in pairs], [p[1] for p in pairs], color=STAND_INS["s-0"])
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.yaxis.set(major_locator=MaxNLocator(4), major_formatter=_plain_ticks())
-        svg = _svg(canvas, prefix)
+        axes.yaxis.set(major_locator=MaxNLocator(4), major_formatter=plain_ticks())
+        svg = inline(canvas, prefix)
     return Panel(name, f"Line chart of the term {name}: from {number(pairs[0][1])} to {number(pairs[-1][1])}.", svg)
 
 
@@ -315,44 +289,7 @@ def _gaps(values: Sequence[float | None]) -> list[float]:
 
 def _span(value: Number, floor: float) -> list[float]:
     middle = value.value or 0.0
-    return [max(value.low if value.low is not None else middle, floor), max(value.high if value.high is not None else middle, floor)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    ticks = [m * 10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 3)]
-    inside = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
-    return inside[:: max(1, math.ceil(len(inside) / 7))]
-
-
-def _plain_ticks() -> FuncFormatter:
-    """Ticks without mathtext, which has no place in a drawing whose text is kept as text."""
-    return FuncFormatter(lambda value, _: f"{value:.4g}".replace("-", "\N{MINUS SIGN}"))
-
-
-def _svg(canvas: Canvas, prefix: str) -> Markup:
-    """The drawing as one <svg> element: own ids, CSS variables for colours, no size, no style sheet, no metadata."""
-    out = io.BytesIO()
-    canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    ET.register_namespace("", _SVG)
-    ET.register_namespace("xlink", _XLINK)
-    root = ET.fromstring(out.getvalue())  # noqa: S314 - our own bytes, made one line above
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
-                parent.remove(child)
-    for element in root.iter():
-        for key, value in list(element.attrib.items()):
-            if key == "id":
-                element.set(key, f"{prefix}-{value}")
-            elif key == f"{{{_XLINK}}}href":
-                element.set(key, f"#{prefix}-{value.removeprefix('#')}")
-            elif "url(#" in value:
-                element.set(key, value.replace("url(#", f"url(#{prefix}-"))
-    for key in ("width", "height", "version"):
-        root.attrib.pop(key, None)
-    root.set("aria-hidden", "true")  # the figure around it carries the words
-    root.set("focusable", "false")
-    text = ET.tostring(root, encoding="unicode")
-    names = {colour: name for name, colour in STAND_INS.items()}
-    text = re.sub("|".join(names), lambda match: f"var(--{names[match.group()]})", text)
-    return Markup(text)  # noqa: S704 - holds axis words and numbers only
+    return [
+        max(value.low if value.low is not None else middle, floor),
+        max(value.high if value.high is not None else middle, floor),
+    ]

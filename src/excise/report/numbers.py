@@ -17,7 +17,15 @@ KEY_NUMBERS = (
 )  # fmt: skip
 
 _AIMS = {"gold": "the gold's", "up": "higher", "down": "lower"}
-_GROUPS = ("Forgetting", "Keeping", "Both in one number", "What an outsider can tell", "Inside the model", "Under attack", "Other numbers")
+_GROUPS = (
+    "Forgetting",
+    "Keeping",
+    "Both in one number",
+    "What an outsider can tell",
+    "Inside the model",
+    "Under attack",
+    "Other numbers",
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Row:
     aim: str
     reading: str
     meaning: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,15 @@ def columns(results: Results) -> list[str]:
     return [*results.unlearned(), GOLD, ORIGINAL]
 
 
+def key_rows(results: Results) -> list[Row]:
+    """The key numbers, whether the run has a value for them or not; none where nothing was evaluated."""
+    return [_row(results, name) for name in KEY_NUMBERS] if results.models else []
+
+
 def groups(results: Results) -> list[Group]:
-    """All rows that have a value, and the key numbers whether they have one or not."""
-    if not results.models:
-        return []
+    """The other numbers: all rows beside the key numbers that have a value, under their headings."""
     present = {name for numbers in results.models.values() for name, value in numbers.items() if value.shown}
-    names = [name for name in METRICS if name in present or name in KEY_NUMBERS]
+    names = [name for name in METRICS if name in present and name not in KEY_NUMBERS]
     names += sorted(present - set(METRICS))
     rows: dict[str, list[Row]] = {title: [] for title in _GROUPS}
     for name in names:
@@ -74,10 +86,10 @@ def groups(results: Results) -> list[Group]:
     return [Group(title, tuple(found)) for title, found in rows.items() if found]
 
 
-def missing(results: Results) -> list[str]:
-    """Titles of the catalogue's numbers that no unlearned model of this run has."""
+def missing(results: Results) -> dict[str, str]:
+    """Name -> title of the catalogue's numbers that no unlearned model of this run has."""
     models = results.unlearned()
-    return [metric.title for name, metric in METRICS.items() if not any(results.number(m, name).shown for m in models)]
+    return {k: metric.title for k, metric in METRICS.items() if not any(results.number(m, k).shown for m in models)}
 
 
 def cited(results: Results) -> dict[str, list[str]]:
@@ -128,9 +140,18 @@ def _row(results: Results, name: str) -> Row:
     cells = tuple(_cell(results.number(model, name)) for model in names)
     reading = beside_gold(results.number(names[0], name), results.number(GOLD, name))
     if metric is None:
-        return Row(name, name.replace("_", " "), "", cells, "", reading, "")
-    sentence = f"{metric.sentence} ({metric.unit})"
-    return Row(name, _title(results, name), sentence, cells, _AIMS[metric.direction], reading, metric.against_gold)
+        return Row(name, name.replace("_", " "), "", cells, "", reading, "", "")
+    source = f"{metric.unit}; source: {metric.citation}"
+    return Row(
+        name,
+        _title(results, name),
+        metric.sentence,
+        cells,
+        _AIMS[metric.direction],
+        reading,
+        metric.against_gold,
+        source,
+    )
 
 
 def _title(results: Results, name: str) -> str:
@@ -142,7 +163,9 @@ def _title(results: Results, name: str) -> str:
 
 
 def _cell(found: Number) -> Cell:
-    return Cell(number(found.value), interval(found.low, found.high), "" if found.n is None else f"{found.n:,}", found.shown)
+    return Cell(
+        number(found.value), interval(found.low, found.high), "" if found.n is None else f"{found.n:,}", found.shown
+    )
 
 
 def _group(name: str) -> str:

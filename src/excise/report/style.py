@@ -106,7 +106,7 @@ def key_mark(look: Look, *, line: bool) -> Markup:
     dashes = f' stroke-dasharray="{" ".join(map(str, look.dashes))}"' if look.dashes else ""
     rule = f'<path d="M0 8h28" {stroke} stroke-width="1.8"{dashes}/>' if line else ""
     shape = f'<g style="stroke: var(--{look.variable}); fill: {fill}" stroke-width="1.6">{_SHAPES[look.marker]}</g>'
-    return Markup(f'<svg class="key" viewBox="0 0 28 16" aria-hidden="true" focusable="false">{rule}{shape}</svg>')  # noqa: S704
+    return Markup(f'<svg class="key" viewBox="0 0 28 16" aria-hidden="true" focusable="false">{rule}{shape}</svg>')
 
 
 def target_mark() -> Markup:

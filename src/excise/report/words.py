@@ -9,7 +9,10 @@ from typing import Any
 
 NOT_SHOWN = "not shown"
 _MINUS = "\N{MINUS SIGN}"
-_TURNS_WRITING = {chr(code) for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF)}
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_TURNS_WRITING = {
+    chr(code) for code in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF)
+}
 
 
 def number(value: float | None) -> str:
@@ -18,18 +21,25 @@ def number(value: float | None) -> str:
     Example:
         >>> number(0.00123), number(0.95), number(-15.659), number(None), number(1234.5)
         ('0.0012', '0.950', '−15.7', 'not shown', '1,234')
+        >>> number(0.00002), number(3.4e-9), number(2.5e7)
+        ('0.00002', '3.4 × 10⁻⁹', '2.5 × 10⁷')
     """
     if value is None or not math.isfinite(value):
         return NOT_SHOWN
     size = abs(value)
     if size == 0:
         text = "0"
-    elif size < 1e-4 or size >= 1e6:
-        text = f"{value:.1e}"
+    elif size < 1e-6 or size >= 1e6:
+        digits, power = f"{value:.1e}".split("e")
+        text = f"{digits} × 10{str(int(power)).translate(_RAISED)}"
+    elif size < 1e-4:
+        text = f"{value:.6f}".rstrip("0")
     elif size < 0.01:
         text = f"{value:.4f}"
-    elif size < 10:
+    elif size < 1:
         text = f"{value:.3f}"
+    elif size < 10:
+        text = f"{value:.2f}"
     elif size < 100:
         text = f"{value:.1f}"
     else:
@@ -88,13 +98,13 @@ def seconds(value: float) -> str:
 
 
 def visible(value: Any) -> Any:
-    """``value`` with every control character of its strings written out, so that nothing acts on a terminal or page.
+    r"""``value`` with every control character of its strings written out, so that nothing acts on a terminal or page.
 
     Line breaks and tabs stay; ANSI escapes, NUL, and characters that turn the direction of writing do not.
 
     Example:
-        >>> visible({"a": "red\\x1b[31m"})
-        {'a': 'red\\\\x1b[31m'}
+        >>> len("\x1b"), len(visible("\x1b"))
+        (1, 4)
     """
     if isinstance(value, str):
         return re.sub(r"[^\n\t -~]", _written, value)

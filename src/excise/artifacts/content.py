@@ -1,8 +1,6 @@
-"""The run folder: where each file lies, and how its JSON is written and read again.
+"""What stands in the JSON files of a run folder: written whole, read with checks.
 
-Everything here is plain JSON and paths: no torch, no model. ``run`` writes a folder with these functions and
-``report`` reads it with them, so the layout is known in one place. Numbers that are not finite are written as
-``null``: they read "not shown" later, never 0.
+Numbers that are not finite are written as ``null``: they read "not shown" later, never 0.
 """
 
 from __future__ import annotations
@@ -10,32 +8,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import re
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
-from excise.errors import InputRefused, UsageError
-from excise.files import sha256, write_json, write_text
+from excise.artifacts.folder import RunFolder
+from excise.errors import InputRefused
+from excise.files import write_json, write_text
 
 FORMAT = 1
 ORIGINAL = "original"
 GOLD = "gold"
 UNLEARNED = "unlearned"
-
-#: Distributions whose version changes numbers; absent ones are left out of the record.
-PACKAGES = (
-    "excise", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers",
-    "numpy", "scipy", "scikit-learn", "rouge-score", "matplotlib",
-)  # fmt: skip
-
-#: Files that are no part of the record of a run: the record itself, what is rebuilt from it, and scratch.
-_NOT_RECORDED = ("manifest.json", "report.html")
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
 class Term(TypedDict, total=False):
@@ -86,6 +71,17 @@ class Number:
         """Whether there is a value at all."""
         return self.value is not None
 
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Number:
+        """A number from an object of results.json's shape; what is beside the four fields goes to ``extra``.
+
+        Example:
+            >>> Number.of({"value": 0.5, "n": 9, "parts": 4}).extra
+            {'parts': 4}
+        """
+        extra = {key: value for key, value in entry.items() if key not in ("value", "low", "high", "n")}
+        return cls(entry.get("value"), entry.get("low"), entry.get("high"), entry.get("n"), extra)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -110,101 +106,6 @@ class Results:
         return sorted(names, key=lambda name: name != UNLEARNED)
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Paths of a run folder; nothing is created by naming them.
-
-    Example:
-        >>> RunFolder(Path("runs/a")).table("gold", "forget").as_posix()
-        'runs/a/tables/gold/forget.safetensors'
-    """
-
-    root: Path
-
-    @property
-    def manifest(self) -> Path:
-        """What was run; its presence makes a folder a run folder."""
-        return self.root / "manifest.json"
-
-    @property
-    def recipe(self) -> Path:
-        """The recipe with every default filled in."""
-        return self.root / "recipe.yaml"
-
-    @property
-    def results(self) -> Path:
-        """The numbers."""
-        return self.root / "results.json"
-
-    @property
-    def log(self) -> Path:
-        """One JSON object per logged step."""
-        return self.root / "log.jsonl"
-
-    @property
-    def pictures(self) -> Path:
-        """What the figures of the report are drawn from, and the findings."""
-        return self.root / "pictures.json"
-
-    @property
-    def tables(self) -> Path:
-        """Saved scores, one file per model and side."""
-        return self.root / "tables"
-
-    @property
-    def model(self) -> Path:
-        """The final weights."""
-        return self.root / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        """States to resume from."""
-        return self.root / "checkpoints"
-
-    @property
-    def examples(self) -> Path:
-        """Texts of records and answers: personal data, only there when asked for."""
-        return self.root / "examples.json"
-
-    @property
-    def report(self) -> Path:
-        """The page that people read."""
-        return self.root / "report.html"
-
-    def table(self, model: str, side: str) -> Path:
-        """Where the scores of ``model`` on ``side`` lie; raises `UsageError` for a name that is no file name."""
-        return self.tables / safe_name(model) / f"{safe_name(side)}.safetensors"
-
-
-def safe_name(name: str) -> str:
-    """``name`` if it can name a file on every system, else `UsageError`.
-
-    Example:
-        >>> safe_name("without_clreg")
-        'without_clreg'
-    """
-    if not _SAFE_NAME.fullmatch(name) or len(name) > 100:
-        raise UsageError("a model or side name must be 1-100 letters, digits, '_', '-' or '.', starting with a letter or digit")
-    return name
-
-
-def open_run(path: str | Path) -> RunFolder:
-    """The run folder at ``path``; raises `InputRefused` when there is none.
-
-    Example:
-        >>> open_run("no/such/folder")
-        Traceback (most recent call last):
-        excise.errors.InputRefused: no/such/folder: no manifest.json here: give the folder that a run wrote
-    """
-    run = RunFolder(Path(path))
-    if not run.manifest.is_file():
-        raise InputRefused(f"{run.root.as_posix()}: no manifest.json here: give the folder that a run wrote")
-    return run
-
-
-# ---------------------------------------------------------------------------------------------------- writing
-
-
 def write_manifest(run: RunFolder, manifest: Mapping[str, Any]) -> None:
     """Write ``manifest.json`` whole, with the format number."""
     write_json(run.manifest, finite({"format": FORMAT, **manifest}))
@@ -219,6 +120,16 @@ def write_results(run: RunFolder, results: Results) -> None:
 def write_pictures(run: RunFolder, pictures: Mapping[str, Any]) -> None:
     """Write ``pictures.json`` whole: relearning, entanglement by layer, map, findings, what was not tested."""
     write_json(run.pictures, finite(dict(pictures)))
+
+
+def write_examples(run: RunFolder, examples: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``examples.json`` whole. It holds personal data: only for runs that were told to keep texts.
+
+    Args:
+        run: The folder.
+        examples: One object an example; values are texts, or objects of texts (an answer by each model).
+    """
+    write_json(run.examples, finite(list(examples)))
 
 
 def append_log(run: RunFolder, row: Mapping[str, Any]) -> None:
@@ -239,40 +150,6 @@ def cut_log(run: RunFolder, after_step: int) -> None:
         return
     rows = [row for row in read_log(run) if row["step"] <= after_step]
     write_text(run.log, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def hash_files(run: RunFolder, *, leave_out: Iterable[str] = ("checkpoints",)) -> dict[str, str]:
-    """SHA-256 of every file of the folder by relative path, for the manifest's ``files``.
-
-    Left out: the manifest and the report (both are built from the rest), hidden files, links, and the top-level
-    folders named in ``leave_out``.
-    """
-    skip = set(leave_out)
-    found: dict[str, str] = {}
-    for path in sorted(run.root.rglob("*")):
-        parts = path.relative_to(run.root).parts
-        name = "/".join(parts)
-        if path.is_symlink() or not path.is_file() or name in _NOT_RECORDED:
-            continue
-        if parts[0] in skip or any(part.startswith(".") for part in parts):
-            continue
-        found[name] = sha256(path)
-    return found
-
-
-def changed_files(run: RunFolder, manifest: Manifest, names: Iterable[str] | None = None) -> list[str]:
-    """Recorded files that are missing or no longer have their recorded hash, by relative path.
-
-    ``names`` limits the check (hashing a large model takes a while); names without a record are not judged.
-    """
-    recorded = manifest.get("files") or {}
-    wanted = recorded if names is None else [name for name in names if name in recorded]
-    return sorted(
-        name for name in wanted if not (run.root / name).is_file() or sha256(run.root / name) != recorded[name]
-    )
-
-
-# ---------------------------------------------------------------------------------------------------- reading
 
 
 def read_manifest(run: RunFolder) -> Manifest:
@@ -332,7 +209,9 @@ def read_log(run: RunFolder) -> list[dict[str, Any]]:
             rows[int(row["step"])] = row
         except (UnicodeDecodeError, ValueError, KeyError, TypeError):
             if any(rest.strip() for rest in lines[number:]) and not _torn(lines, number):
-                raise InputRefused(f"{run.log.as_posix()}:{number}: no log line with a 'step': remove the line") from None
+                raise InputRefused(
+                    f"{run.log.as_posix()}:{number}: no log line with a 'step': remove the line"
+                ) from None
     return [rows[step] for step in sorted(rows)]
 
 
@@ -340,31 +219,6 @@ def _torn(lines: list[bytes], number: int) -> bool:
     """Whether line ``number`` (from 1) is the beginning of an object, cut off by a kill before a resume."""
     line = lines[number - 1].strip()
     return line.startswith(b"{") and not line.endswith(b"}")
-
-
-# ---------------------------------------------------------------------------------------------------- record
-
-
-def environment() -> dict[str, str]:
-    """What the numbers were made with: versions of Python, the system and the packages that matter.
-
-    Nothing here asks git, the network or a package's code: only installed metadata, so it is fast and cannot fail.
-
-    Example:
-        >>> sorted(environment())[:2]  # doctest: +SKIP
-        ['accelerate', 'cpus']
-    """
-    record = {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1),
-    }
-    for package in PACKAGES:
-        try:
-            record[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return record
 
 
 def finite(value: Any) -> Any:
@@ -411,7 +265,9 @@ def _check_format(path: Path, content: Mapping[str, Any]) -> None:
     found = content.get("format")
     if found != FORMAT:
         shown = found if isinstance(found, int) else "missing"
-        raise InputRefused(f"{path.as_posix()}: field 'format' is {shown}, this version reads {FORMAT}: use the excise that wrote it")
+        raise InputRefused(
+            f"{path.as_posix()}: field 'format' is {shown}, this version reads {FORMAT}: use the excise that wrote it"
+        )
 
 
 def _mapping(path: Path, name: str, content: Any) -> dict[str, Any]:
@@ -426,7 +282,9 @@ def _number(path: Path, model: str, metric: str, content: Any) -> Number:
     for key in ("value", "low", "high", "n"):
         part = row.get(key)
         if part is not None and (isinstance(part, bool) or not isinstance(part, int | float)):
-            raise InputRefused(f"{path.as_posix()}: field 'models.{model}.{metric}.{key}' is no number: restore the file from the run")
+            raise InputRefused(
+                f"{path.as_posix()}: field 'models.{model}.{metric}.{key}' is no number: restore the file from the run"
+            )
         parts[key] = part if part is None or math.isfinite(part) else None
     n = parts["n"]
     extra = {key: value for key, value in row.items() if key not in parts}

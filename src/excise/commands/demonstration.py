@@ -1,0 +1,164 @@
+"""`excise demo`: a synthetic world, an original, a gold, two ways of forgetting, and a report; no network, no download."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from excise import artifacts, files, models, recipe, report, world
+from excise.commands import evaluation, sides, training
+from excise.commands.progress import Progress
+
+Tasks = dict[str, tuple[Callable, tuple]]
+
+
+def demo(out: str | Path = "excise-demo", *, quick: bool = False, seed: int = 0, progress: Progress | None = None) -> Path:
+    """Make a world, train a model on it, make it forget some people, and report; about two minutes on two cores.
+
+    Args:
+        out: Folder to write; replaced if an earlier demo made it.
+        quick: A smaller world.
+        seed: Of the world and of every training.
+        progress: Where progress is shown.
+
+    Returns:
+        The path of the report.
+
+    Example:
+        >>> demo("excise-demo")  # doctest: +SKIP
+        PosixPath('excise-demo/report.html')
+    """
+    progress = progress or Progress()
+    run = artifacts.RunFolder(_fresh(Path(out)))
+    settings = _settings(run, quick=quick, seed=seed)
+    files.write_text(run.recipe, recipe.dump(settings))
+    workers = min(2, os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        trained = {name: run.root / name for name in ("original", "gold")}
+        tasks: Tasks = {name: (_finetune, (recipe.plain(_trained(settings, name, folder)),)) for name, folder in trained.items()}
+        _together(pool, progress, "train original and gold", tasks, trained)
+        unlearned = {"unlearned": run.root, "without_clreg": run.root / "without_clreg"}
+        plain = recipe.changed(settings, {"objective.regularise": {}, "out": str(unlearned["without_clreg"])})
+        tasks = {"unlearned": (_unlearn, (recipe.plain(settings),)), "without_clreg": (_unlearn, (recipe.plain(plain),))}
+        _together(pool, progress, "forget, with and without CLReg", tasks, unlearned)
+        paths = {**{n: f / "model" for n, f in trained.items()}, **{n: f / "model" for n, f in unlearned.items()}}
+        order = ("original", "gold", "unlearned", "without_clreg")
+        tasks = {name: (_measure, (name, str(paths[name]), recipe.plain(settings))) for name in order}
+        measured = _together(pool, progress, "measure four models", tasks, {})
+    given = sides.read(settings.data, seed=settings.seed)
+    records = evaluation.limited(given.records, settings.evaluate)
+    evaluation.write(run, measured, records, settings, progress, log=artifacts.read_log(run))
+    record = dict(artifacts.read_manifest(run))
+    kept = ("checkpoints", *trained, "without_clreg", "data", "tokenizer")
+    artifacts.write_manifest(run, record | {"status": "done", "files": artifacts.hash_files(run, leave_out=kept)})
+    with progress.stage("report"):
+        return report.build(run.root)
+
+
+def _fresh(folder: Path) -> Path:
+    """An empty folder; only an earlier demo is cleared away."""
+    import shutil
+
+    from excise.errors import UsageError
+
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / ".demo").is_file():
+            raise UsageError(f"{folder}: the folder is not empty and no earlier demo; name another with --out")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".demo").touch()
+    return folder
+
+
+def _settings(run: artifacts.RunFolder, *, quick: bool, seed: int) -> recipe.Recipe:
+    """Write the world's rows and tokenizer, and the recipe that reads them."""
+    made = world.world(seed, retain=12, untouched=4, forget=2, never_seen=3, stopping=0) if quick else world.world(seed)
+    written = world.write(made, run.root / "data")
+    settings = recipe.load("demo")
+    models.new_tokenizer(world.corpus(made), 2048).save_pretrained(run.root / "tokenizer")
+    return recipe.changed(settings, {
+        "model.name": str(run.root / "original" / "model"),
+        "data.forget": str(written["forget"]),
+        "data.retain": str(written["retain"]),
+        "data.untouched": str(written["untouched"]),
+        "data.never_seen": str(written["never_seen"]),
+        "evaluate.gold": str(run.root / "gold" / "model"),
+        "out": str(run.root),
+        "seed": seed,
+    })  # fmt: skip
+
+
+def _trained(settings: recipe.Recipe, name: str, folder: Path) -> recipe.Recipe:
+    """The recipe that trains the original, or the gold: the same without the rows to forget."""
+    own = recipe.load("demo-train")
+    tokenizer = str(Path(str(settings.out)) / "tokenizer")
+    return recipe.changed(own, {
+        "model.tokenizer": tokenizer,
+        "data": recipe.plain(dataclasses.replace(
+            settings.data,
+            forget=settings.data.forget if name == "original" else "",
+            train=(str(settings.data.untouched),),
+            untouched=0.0,
+        )),
+        "out": str(folder),
+        "seed": settings.seed,
+    })  # fmt: skip
+
+
+def _together(
+    pool: ProcessPoolExecutor, progress: Progress, stage: str, tasks: Tasks, folders: dict[str, Path]
+) -> dict[str, Any]:
+    """Run tasks side by side, showing how far their logs are."""
+    running: dict[str, Future] = {name: pool.submit(call, *arguments) for name, (call, arguments) in tasks.items()}
+    with progress.stage(stage, len(tasks)) as advance:
+        while not all(f.done() for f in running.values()):
+            time.sleep(0.2)
+            advance(sum(1.0 if f.done() else _share(folders.get(name)) for name, f in running.items()))
+    return {name: future.result() for name, future in running.items()}
+
+
+def _share(folder: Path | None) -> float:
+    """How much of a run is done, from the last line of its log."""
+    try:
+        line = (folder / "log.jsonl").read_bytes().rstrip().rsplit(b"\n", 1)[-1] if folder else b"{}"
+        return float(json.loads(line).get("progress", 0.0))
+    except (OSError, ValueError):
+        return 0.0
+
+
+# --- in a worker process ------------------------------------------------------------------------------------------
+
+
+def _one_thread() -> None:
+    """One core for each of two workers: two threads in each would fight over the same cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _finetune(values: dict[str, Any]) -> str:
+    return str(training.finetune(recipe.build(values), progress=Progress(quiet=True)))
+
+
+def _unlearn(values: dict[str, Any]) -> str:
+    settings = recipe.build(values)
+    given = sides.read(settings.data, seed=settings.seed)
+    prepared = training.prepare_unlearning(settings, given, resume=False)
+    with training.opened(settings, resume=True) as folder:
+        training.train_into(prepared, folder, Progress(quiet=True), stage="unlearn", resume=False)
+        return str(folder.model)
+
+
+def _measure(name: str, path: str, values: dict[str, Any]) -> evaluation.Measured:
+    settings = recipe.build(values)
+    given = sides.read(settings.data, seed=settings.seed)
+    model, tokenizer = evaluation.load_for_measuring(path, settings)
+    records = evaluation.limited(given.records, settings.evaluate)
+    return evaluation.measure_model(name, model, tokenizer, records, settings, Progress(quiet=True))

@@ -1,0 +1,61 @@
+"""`excise run`: read, refuse, train, measure, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from excise import artifacts, recipe, report
+from excise.commands import evaluation, objective, sides, training
+from excise.commands.progress import Progress
+
+
+def run(
+    settings: recipe.Recipe, *, out: str | Path | None = None, resume: bool = False, progress: Progress | None = None
+) -> Path:
+    """Forget records, keep the rest, and write a run folder that shows how far both are true.
+
+    Args:
+        settings: The recipe.
+        out: The run folder, if not the recipe's own.
+        resume: Continue an interrupted run: to the same weights, bit by bit, on the same machine.
+        progress: Where progress is shown.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputRefused: Data or a model that cannot be used; nothing was written.
+        UsageError: A recipe that asks for something unknown.
+        TrainingStopped: A loss or gradient is not finite; the weights are those before that step.
+        IntegrityFailed: A file of an interrupted run is not what its hash says.
+
+    Example:
+        >>> run(recipe.load("run.yaml"), out="runs/a")  # doctest: +SKIP
+        PosixPath('runs/a/report.html')
+    """
+    if out is not None:
+        settings = dataclasses.replace(settings, out=str(out))
+    progress = progress or Progress()
+    given = sides.read(settings.data, seed=settings.seed)
+    objective.check_sides(objective.terms(settings.objective), given.records)
+    prepared = training.prepare_unlearning(settings, given, resume=resume)
+    with training.opened(settings, resume=resume) as folder:
+        model = training.train_into(prepared, folder, progress, stage="unlearn", resume=resume)
+        if not training.main_rank():
+            return folder.report
+        records = evaluation.limited(given.records, settings.evaluate)
+        measured = {}
+        original, tokenizer = evaluation.load_for_measuring(settings.model.name, settings)
+        measured["original"] = evaluation.measure_model("original", original, tokenizer, records, settings, progress)
+        del original
+        if settings.evaluate.gold:
+            gold, gold_tokenizer = evaluation.load_for_measuring(settings.evaluate.gold, settings)
+            measured["gold"] = evaluation.measure_model("gold", gold, gold_tokenizer, records, settings, progress)
+            del gold
+        measured["unlearned"] = evaluation.measure_model("unlearned", model, tokenizer, records, settings, progress)
+        evaluation.write(folder, measured, records, settings, progress, log=artifacts.read_log(folder))
+        extra = {"files": artifacts.hash_files(folder)}
+        artifacts.write_manifest(folder, training.manifest(prepared, "done", progress, extra))
+        with progress.stage("report"):
+            return report.build(folder.root)

@@ -1,0 +1,153 @@
+"""`excise evaluate`, `excise score` and `excise report`: numbers of any model, of saved tables alone, and the page."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from excise import artifacts, recipe
+from excise import report as pages
+from excise.commands import evaluation, sides
+from excise.commands.progress import Progress
+from excise.errors import InputRefused, UsageError
+from excise.metrics import logs
+from excise.metrics.scores import score as score_tables
+
+#: What each suite measures beyond the scores of answers: generations, hidden states, the relearning attack.
+SUITES = {
+    "tofu": ("generate",),
+    "memorisation": (),
+    "latent": ("latent",),
+    "relearn": ("relearn",),
+    "all": ("generate", "latent", "relearn"),
+}
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    suite: str = "tofu",
+    against: str | Path | None = None,
+    recipe: recipe.Recipe | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Path | dict[str, Any]:
+    """Measure a model, or the model of a run folder, beside the original and a gold.
+
+    Args:
+        model: Hub id, model folder, or run folder (whose own recipe says which rows are which).
+        suite: ``tofu``, ``memorisation``, ``latent``, ``relearn`` or ``all``.
+        against: The gold: hub id, model folder or run folder; default the recipe's.
+        recipe: Says which rows are which; needed unless ``model`` is a run folder.
+        out: Folder to write tables, numbers and a report to.
+        progress: Where progress is shown.
+
+    Returns:
+        The folder, or without ``out`` the numbers as in ``results.json``.
+
+    Raises:
+        UsageError: An unknown suite, or no recipe.
+        InputRefused: A model or rows that cannot be used.
+
+    Example:
+        >>> evaluate("runs/first", suite="latent", against="runs/gold")  # doctest: +SKIP
+        {'format': 1, 'models': {...}}
+    """
+    if suite not in SUITES:
+        raise UsageError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
+    settings = _settings(Path(model), recipe)
+    parts = SUITES[suite]
+    options = dataclasses.replace(
+        settings.evaluate,
+        generate=settings.evaluate.generate if "generate" in parts else 0,
+        latent="latent" in parts,
+        relearn_steps=settings.evaluate.relearn_steps if "relearn" in parts else (),
+        gold=str(against) if against else settings.evaluate.gold,
+    )
+    settings = dataclasses.replace(settings, evaluate=options)
+    progress = progress or Progress()
+    given = sides.read(settings.data, seed=settings.seed)
+    records = evaluation.limited(given.records, options)
+    names = {"original": settings.model.name, "gold": options.gold, "unlearned": str(model)}
+    measured = {}
+    for name, place in names.items():
+        if place and not (name == "original" and place == str(model)):
+            loaded, tokenizer = evaluation.load_for_measuring(place, settings)
+            measured[name] = evaluation.measure_model(name, loaded, tokenizer, records, settings, progress)
+    if out is None:
+        numbers, _ = evaluation.judge(measured, records, settings)
+        return artifacts.finite({"format": artifacts.FORMAT, "models": numbers, "seconds": progress.seconds})
+    run = artifacts.RunFolder(Path(out))
+    if run.root.is_dir() and any(run.root.iterdir()):
+        raise UsageError(f"{out}: the folder is not empty; name another")
+    evaluation.write(run, measured, records, settings, progress)
+    artifacts.write_text(run.recipe, _dump(settings))
+    artifacts.write_manifest(run, {
+        "status": "done", "command": "excise evaluate", "seed": settings.seed, "versions": artifacts.environment(),
+        "model": {"name": str(model)}, "data": given.sources, "terms": [], "warnings": given.warnings,
+        "files": artifacts.hash_files(run),
+    })  # fmt: skip
+    pages.build(run.root)
+    return run.root
+
+
+def _dump(settings: recipe.Recipe) -> str:
+    return recipe.dump(settings)
+
+
+def _settings(model: Path, given: recipe.Recipe | None) -> recipe.Recipe:
+    """The recipe that was passed, or the run folder's own."""
+    if given is not None:
+        return given
+    if (model / "recipe.yaml").is_file():
+        return recipe.load(str(model / "recipe.yaml"))
+    raise UsageError("say which rows are which: --recipe FILE (a run folder brings its own)")
+
+
+def score(log: str | Path, against: str | Path | None = None) -> dict[str, Any]:
+    """Metrics from saved tables alone, no model: ours, TOFU's ``eval_log_aggregated.json``, OpenUnlearning's logs.
+
+    Args:
+        log: A run folder, a folder of tables, or a log file.
+        against: The gold's; of a run folder its gold is read.
+
+    Returns:
+        Metric -> ``{"value", "low", "high", "n"}``.
+
+    Raises:
+        InputRefused: Not a log, or a damaged one.
+
+    Example:
+        >>> score("phi_full.json", against="phi_retain90.json")["forget_quality_log10"]  # doctest: +SKIP
+        {'value': -15.659, 'low': None, 'high': None, 'n': 300}
+    """
+    own = logs.read(log, _role(Path(log), "unlearned"))
+    gold = logs.read(against, _role(Path(against), "gold")) if against else None
+    return dict(artifacts.finite(dict(score_tables(own, gold).values)))
+
+
+def _role(path: Path, wanted: str) -> str | None:
+    """Which model's tables of a run folder are meant; None for anything else."""
+    if not (path / "tables").is_dir():
+        return None
+    names = sorted(p.name for p in (path / "tables").iterdir() if p.is_dir())
+    for name in (wanted, "unlearned", "original"):
+        if name in names:
+            return name
+    return names[0] if names else None
+
+
+def report(run: str | Path) -> Path:
+    """Rebuild ``report.html`` of a run folder from what lies in it.
+
+    Raises:
+        InputRefused: No run folder.
+
+    Example:
+        >>> report("runs/first")  # doctest: +SKIP
+        PosixPath('runs/first/report.html')
+    """
+    if not Path(run).is_dir():
+        raise InputRefused(f"{run}: no such folder: give the folder that a run wrote")
+    return pages.build(run)

@@ -1,0 +1,271 @@
+"""The command line: quick help, exit codes, one line for a refusal, and what each command hands to `excise.run`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from excise import cli, errors, recipe
+
+RESULTS = {
+    "format": 1,
+    "models": {
+        "original": {"forget_probability": {"value": 0.93, "low": 0.9, "high": 0.96, "n": 40}},
+        "unlearned": {"forget_probability": {"value": 0.01, "low": None, "high": None, "n": 40}, "privleak": None},
+    },
+    "seconds": {},
+}
+
+
+class Engine(types.ModuleType):
+    """Stands in for `excise.run`: notes what it is asked for, and answers with what the test says."""
+
+    def __init__(self) -> None:
+        super().__init__("excise.run")
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.answers: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **settings: Any) -> Any:
+            self.calls.append((name, args, settings))
+            answer = self.answers.get(name)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        return call
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    import excise
+
+    made = Engine()
+    monkeypatch.setitem(sys.modules, "excise.run", made)
+    monkeypatch.setattr(excise, "run", made, raising=False)
+    return made
+
+
+def _excise(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "excise", *arguments], capture_output=True, text=True, **settings)
+
+
+def test_help_is_quick() -> None:
+    seconds = []
+    for _ in range(5):  # the least of several: the machine may be busy, the program may not
+        start = time.perf_counter()
+        done = _excise("--help", check=True)
+        seconds.append(time.perf_counter() - start)
+        assert all(command in done.stdout for command in cli.COMMANDS)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    assert cli.COMMANDS[command].help.split()[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nothing"],
+        ["report"],
+        ["tune", "r.yaml"],
+        ["demo", "--fast"],
+        ["demo", "--seed", "x"],
+        ["plan"],
+        ["plan", "no-such-recipe"],
+        ["plan", "--model"],
+        ["plan", "--model", "m", "--optimiser.lr"],
+        ["plan", "--model", "m", "--optimiser.lr", "--seed", "1"],
+        ["plan", "--model", "m", "--optimizer.lr", "1e-5"],
+        ["plan", "--model", "m", "--optimiser.rate", "1e-5"],
+        ["run", "--model", "m", "--forget", "f", "--retian", "r", "--out", "o"],
+        ["run", "--model", "m", "--forget", "f", "--retain", "r"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_are_one_line_and_exit_2(
+    arguments: list[str], engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert not engine.calls
+    assert captured.out == ""
+    if arguments:
+        assert captured.err.startswith("excise: ")
+        assert captured.err.count("\n") == 1
+
+
+def test_a_mistyped_flag_gets_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["run", "--model", "m", "--retian", "r"])
+    assert "did you mean --retain?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (errors.ExciseError("x"), 1),
+        (errors.UsageError("x"), 2),
+        (errors.InputRefused("f.jsonl:3: field 'answer' is empty: give the text to forget"), 3),
+        (errors.TrainingStopped("x"), 4),
+        (errors.VerificationFailed("x"), 5),
+        (errors.IntegrityFailed("x"), 6),
+        (errors.NotShown("x"), 7),
+        (PermissionError(13, "Permission denied", "report.html"), 1),
+        (OSError("first line\nsecond line"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(
+    raised: BaseException, code: int, engine: Engine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    engine.answers["report"] = raised
+    assert cli.main(["report", str(tmp_path)]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith("excise: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+
+
+def test_a_bug_is_not_hidden(engine: Engine, tmp_path: Path) -> None:
+    engine.answers["report"] = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["report", str(tmp_path)])
+
+
+def test_run_without_a_file(engine: Engine, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    given = ["--model", "m", "--forget", "f.jsonl", "--retain=r.jsonl", "--never-seen", "n.jsonl", "--gold", "g"]
+    more = ["--optimiser.lr", "5e-5", "--objective.forget.npo.beta=0.2", "--seed", "7", "--include-text", "--resume"]
+    assert cli.main(["run", *given, *more, "--out", str(out)]) == 0
+    [(name, (made,), settings)] = engine.calls
+    assert name == "run"
+    assert settings == {"out": out, "resume": True}
+    assert isinstance(made, recipe.Recipe)
+    assert (made.model.name, made.data.forget, made.data.retain) == ("m", "f.jsonl", "r.jsonl")
+    assert (made.data.never_seen, made.evaluate.gold, made.evaluate.include_text) == ("n.jsonl", "g", True)
+    assert made.optimiser.lr == 5e-5
+    assert made.seed == 7
+    assert made.objective.forget["npo"]["beta"] == 0.2
+
+
+def test_an_unknown_flag_does_not_swallow_the_recipe(engine: Engine, tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("model: {name: m}\noptimiser: {lr: 5e-5}\n")
+    assert cli.main(["run", "--schedule.epochs", "3", str(file), "--optimiser.weight_decay", "0", "--out", "o"]) == 0
+    made = engine.calls[0][1][0]
+    assert (made.model.name, made.schedule.epochs, made.optimiser.lr) == ("m", 3, 5e-5)
+
+
+@pytest.mark.parametrize("name", ["yes", "1e5", "null", "a: b", "# c", "ünï-😀.jsonl"])
+def test_file_names_that_yaml_would_read_otherwise(name: str, engine: Engine) -> None:
+    assert cli.main(["run", "--model", "m", "--forget", name, "--retain", "r", "--out", "o"]) == 0
+    assert engine.calls[0][1][0].data.forget == name
+
+
+def test_negative_values_are_values(engine: Engine) -> None:
+    engine.answers["plan"] = {"passes": []}
+    assert cli.main(["plan", "--model", "m", "--objective.forget.ga.weight", "-0.5"]) == 0
+    assert engine.calls[0][1][0].objective.forget["ga"]["weight"] == -0.5
+
+
+def test_the_other_commands_hand_over(engine: Engine, tmp_path: Path) -> None:
+    engine.answers = {"score": {"privleak": {"value": 1.0}}, "evaluate": RESULTS, "report": tmp_path / "report.html"}
+    file = tmp_path / "r.yaml"
+    file.write_text("seed: 3\n")
+    for line in (
+        f"demo --out {tmp_path} --quick --seed 5",
+        f"finetune {file} --out o",
+        f"tune {file} --trials 4 --study s.db --processes 2",
+        "evaluate m --suite tofu --against g",
+        "score a.json --against b.json",
+        f"report {tmp_path}",
+    ):
+        assert cli.main(line.split()) == 0, line
+    made = recipe.load(str(file))
+    assert engine.calls == [
+        ("demo", (tmp_path,), {"quick": True, "seed": 5}),
+        ("finetune", (recipe.changed(made, {"out": "o"}),), {"resume": False}),
+        ("tune", (made, 4), {"study": "s.db", "processes": 2}),
+        ("evaluate", ("m",), {"suite": "tofu", "against": "g", "recipe": None, "out": None}),
+        ("score", ("a.json", "b.json"), {}),
+        ("report", (tmp_path,), {}),
+    ]
+
+
+def test_the_engine_takes_what_the_commands_give() -> None:
+    """The calls above against the real signatures, so that the stand-in cannot drift from them."""
+    from excise import run
+
+    out, some = Path("o"), recipe.Recipe()
+    for function, args, settings in (
+        (run.demo, (out,), {"quick": True, "seed": 5}),
+        (run.finetune, (some,), {"resume": False}),
+        (run.plan, (some,), {}),
+        (run.run, (some,), {"out": out, "resume": True}),
+        (run.tune, (some, 4), {"study": None, "processes": 1}),
+        (run.evaluate, ("m",), {"suite": "tofu", "against": None, "recipe": None, "out": None}),
+        (run.score, ("a", None), {}),
+        (run.report, (out,), {}),
+    ):
+        inspect.signature(function).bind(*args, **settings)
+
+
+def test_json_is_json(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    engine.answers = {"plan": {"passes": [{"side": "forget", "model": "policy", "layers": 4}], "seconds": 1.5}}
+    engine.answers["score"] = {"model_utility": {"value": 0.5221, "low": None, "high": None, "n": 900}}
+    assert cli.main(["plan", "--model", "m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == engine.answers["plan"]
+    assert cli.main(["score", "log.json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == engine.answers["score"]
+
+
+def test_tables_say_what_is_not_shown(engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    (tmp_path / "report.html").write_text("")
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "0.93 [0.9, 0.96]" in out
+    assert "not shown" in out
+    assert str(tmp_path / "report.html") in out
+    engine.answers["plan"] = {"passes": [{"side": "forget", "model": "policy", "layers": [4]}], "seconds": 1.5}
+    assert cli.main(["plan", "--model", "m"]) == 0
+    assert "seconds: 1.5" in capsys.readouterr().out
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipe.shipped()
+    assert all(len(line.split()) > 3 for line in lines), "a recipe's first line is a comment that says what it is"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_is_quiet(unbuffered: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "excise", "--help"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode in (0, cli.BROKEN_PIPE)
+
+
+def test_version() -> None:
+    from excise import __version__
+
+    assert _excise("--version", check=True).stdout.split() == ["excise", __version__]
