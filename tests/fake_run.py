@@ -84,14 +84,12 @@ def write_fake_run(
         artifacts.write_results(run, results)
         artifacts.write_pictures(run, _pictures(gold, words, hostile))
     if examples:
-        fields = {
-            "prompt": "Where was Basil Mahfouz born?",
-            "answer": "In Kuwait City.",
-            "unlearned": "I cannot say.",
-            "gold": "In Oslo.",
-        }
-        content = [{key: hostile or text for key, text in fields.items()}] + ([{hostile: hostile}] if hostile else [])
-        run.examples.write_text(json.dumps(content), "utf-8")
+        fields = {"side": "forget", "question": "Where was Ada Quill born?", "answer": "In Port Sorrow."}
+        said = {"unlearned": "I cannot say.", "gold": "In Lower Dunmarsh."}
+        content: list[dict[str, Any]] = [{**{key: hostile or text for key, text in fields.items()}, "generated": said}]
+        if hostile:
+            content.append({hostile: hostile, "generated": {hostile: hostile}})
+        artifacts.write_examples(run, content)
     artifacts.write_manifest(run, {**_manifest(words), "files": artifacts.hash_files(run)})
     if hostile:
         manifest = json.loads(run.manifest.read_text("utf-8"))

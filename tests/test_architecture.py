@@ -40,13 +40,14 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "metrics.utility": frozenset({"metrics.rows", "metrics.table"}),
     "metrics.scores": SAVED | {"metrics.rows", "metrics.statistics", "metrics.utility", "geometry"},
     "metrics.latent": frozenset({"geometry", "metrics.statistics"}),
-    "metrics.measure": SAVED | {"forward", "geometry", "metrics.latent", "metrics.rows", "metrics.scores", "tasks"},
+    "metrics.generate": frozenset({"metrics.table", "records", "tasks"}),
+    "metrics.states": frozenset({"geometry", "metrics.latent", "metrics.statistics"}),
+    "metrics.measure": SAVED | {"forward", "metrics.generate", "metrics.states", "records", "tasks"},
     "records": frozenset({"recipe"}),
     "models": frozenset({"recipe"}),
     "world": frozenset({"recipe"}),
     "tasks": frozenset({"recipe", "records", "forward", "paraphrase"}),
     "objectives": frozenset({"forward", "geometry"}),
-    "initialise": frozenset({"forward", "geometry"}),
     "schedule": frozenset({"recipe"}),
     "optimise": frozenset({"recipe"}),
     "reference": frozenset({"forward"}),
@@ -67,10 +68,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "metrics",
         }
     ),
-    "report": SAVED | {"recipe", "artifacts", "metrics.scores"},
+    "reporting": SAVED | {"recipe", "artifacts", "metrics.scores"},
     "commands": EVERYTHING,
-    "run": EVERYTHING,
-    "cli": frozenset({"recipe", "run", "terminal"}),
+    "cli": frozenset({"", "recipe", "terminal"}),
 }
 # Modules that must not name torch or transformers at all, not even inside a function.
 NO_TORCH = (
@@ -79,7 +79,7 @@ NO_TORCH = (
     "recipe",
     "cli",
     "terminal",
-    "report",
+    "reporting",
     "artifacts",
     "metrics.catalogue",
     "metrics.table",

@@ -5,7 +5,8 @@ They are loaded when they are first used, so that importing the package is cheap
 
 Example:
     >>> import excise
-    >>> settings = excise.recipe.build({"model": {"name": "my-model"}, "data": {"forget": "f.jsonl", "retain": "r.jsonl"}})
+    >>> data = {"forget": "forget.jsonl", "retain": "retain.jsonl"}
+    >>> settings = excise.recipe.build({"model": {"name": "my-model"}, "data": data})
     >>> excise.run(settings, out="runs/first")  # doctest: +SKIP
     PosixPath('runs/first/report.html')
 """
@@ -19,9 +20,9 @@ from excise import recipe
 
 if TYPE_CHECKING:
     from excise.commands.demonstration import demo
-    from excise.commands.scoring import evaluate, report, score
     from excise.commands.planning import plan
     from excise.commands.running import run
+    from excise.commands.scoring import evaluate, report, score
     from excise.commands.training import finetune
     from excise.commands.tuning import tune
 

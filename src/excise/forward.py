@@ -11,6 +11,7 @@ state that the head reads. Negative numbers count from the end (``-1`` is ``L``)
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,6 +130,8 @@ def lora(which: str) -> Product:
 _FROM_HEAD = {"token_logp", "seq_logp", "logits"}
 _FROM_STATES = {"hidden", "pooled"}
 _FROM_BATCH = {"label_count", "token_rows", "token_index", "labels", "mask", "column"}
+#: Products with one entry per label token, rows one after the other.
+PER_TOKEN = frozenset({"token_logp", "logits", "token_rows", "token_index", "labels"})
 
 
 def base_side(side: Side | None) -> str | None:
@@ -438,6 +441,13 @@ def _run_again(anatomy: Anatomy, recorder: _Recorder, batch: Batch, view: View, 
     return out
 
 
+def _places(anatomy: Anatomy, batch: Batch) -> dict[str, Tensor]:
+    """Positions that count from each row's first token: padding on the left must not shift learned positions."""
+    if "position_ids" not in inspect.signature(anatomy.owner.forward).parameters:
+        return {}
+    return {"position_ids": (batch.attention_mask.long().cumsum(1) - 1).clamp_min(0)}
+
+
 @dataclass
 class PassResult:
     """Hidden states by layer and, where the head is read, the states at the positions that predict a label."""
@@ -465,7 +475,7 @@ def run_pass(model: nn.Module, anatomy: Anatomy, batch: Batch, wanted: Pass, *, 
     padded = not bool(batch.attention_mask.all())
     right = bool((batch.attention_mask[:, 0] == 1).all())
     # Causal attention never looks right, so right padding needs no mask; it is cheaper and the states are the same.
-    masked = {"attention_mask": batch.attention_mask} if padded and not right else {}
+    masked = {} if right or not padded else {"attention_mask": batch.attention_mask, **_places(anatomy, batch)}
     with _recording(anatomy, record, stop) as recorder:
         model(input_ids=batch.input_ids, use_cache=False, **masked)
     states: dict[int, Tensor] = {j: _block_input(recorder.calls[j]) for j in layers if j in recorder.calls}
@@ -535,7 +545,7 @@ class Step:
             logp = self._make(Product("token_logp", p.side, p.model))
             rows, _ = batch.positions()
             return torch.zeros(len(batch.input_ids), device=logp.device).index_add(0, rows, logp)
-        if p.what == "pooled":
+        if p.what == "pooled" and p.model == POLICY:  # of the reference, the means themselves are stored
             states = self._make(Product("hidden", p.side, p.model, p.layer))
             return masked_mean(states, batch.masks(str(p.detail)))
         if p.model != POLICY:

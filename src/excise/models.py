@@ -44,29 +44,54 @@ def load(settings: recipe.Model, *, tokenizer: Any = None, seed: int = 0) -> nn.
         UsageError: Neither ``name`` nor ``config`` is given.
     """
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     extra = {"attn_implementation": settings.attention} if settings.attention else {}
     if settings.config is not None:
         return _new(settings, tokenizer, seed, extra)
-    if not settings.name:
-        raise UsageError("model.name is missing: a folder or hub id, or model.config for a new model")
+    read_config(settings)
     where, safe = settings.name, {"revision": settings.revision, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(where, **safe)
-    except Exception as error:
-        raise InputRefused(f"{where}: no model can be loaded ({_first_line(error)})") from None
-    kinds = config.architectures or []
-    if kinds and not any(k.endswith(("ForCausalLM", "LMHeadModel")) for k in kinds):
-        raise InputRefused(f"{where}: {kinds[0]} has no language-model head; a causal language model is needed")
     dtype = _DTYPES.get(settings.precision) or (torch.float32 if settings.lora is None else "auto")
     try:
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, **safe, **extra)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe, **extra
+        )
     except Exception as error:
         raise InputRefused(f"{where}: the weights cannot be loaded as safetensors ({_first_line(error)})") from None
+    if found["missing_keys"]:  # transformers would draw them at random without a word
+        missing = sorted(found["missing_keys"])
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputRefused(f"{where}: the weights lack {missing[0]!r}{more}: give a whole causal language model")
     return model
+
+
+def read_config(settings: recipe.Model) -> Any:
+    """The transformers config of a recipe's model, without its weights.
+
+    Raises:
+        InputRefused: No such model, or one without a causal language-model head.
+        UsageError: Neither ``name`` nor ``config`` is given, or ``config`` has unknown fields.
+    """
+    from transformers import AutoConfig
+
+    if settings.config is not None:
+        fields = dict(settings.config)
+        try:
+            return AutoConfig.for_model(fields.pop("model_type", "llama"), **fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"model.config: {_first_line(error)}") from None
+    if not settings.name:
+        raise UsageError("model.name is missing: a folder or hub id, or model.config for a new model")
+    try:
+        config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
+    except Exception as error:
+        raise InputRefused(f"{settings.name}: no model can be loaded ({_first_line(error)})") from None
+    kinds = config.architectures or []
+    if kinds and not any(k.endswith(("ForCausalLM", "LMHeadModel")) for k in kinds):
+        raise InputRefused(f"{settings.name}: {kinds[0]} has no language-model head; a causal language model is needed")
+    return config
 
 
 def _new(settings: recipe.Model, tokenizer: Any, seed: int, extra: dict) -> nn.Module:
@@ -74,12 +99,16 @@ def _new(settings: recipe.Model, tokenizer: Any, seed: int, extra: dict) -> nn.M
 
     fields = dict(settings.config or {})
     kind = fields.pop("model_type", "llama")
-    tokens = {} if tokenizer is None else {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    tokens = (
+        {}
+        if tokenizer is None
+        else {
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    )
     try:
         config = AutoConfig.for_model(kind, **{**tokens, **fields})
         torch.manual_seed(seed)
@@ -102,11 +131,17 @@ def prepare(model: nn.Module, settings: recipe.Model) -> nn.Module:
             config = LoraConfig(**fields)
         except (TypeError, ValueError) as error:
             raise UsageError(f"model.lora: {_first_line(error)}") from None
-        model = get_peft_model(model, config)  # type: ignore[arg-type]
+        try:
+            model = get_peft_model(model, config)  # type: ignore[arg-type]
+        except ValueError as error:  # modules that the model does not have
+            raise UsageError(f"model.lora: {_first_line(error)}") from None
         if settings.gradient_checkpointing:
             model.enable_input_require_grads()  # type: ignore[operator]
     if settings.train_only:
-        pattern, matched = re.compile(settings.train_only), 0
+        try:
+            pattern, matched = re.compile(settings.train_only), 0
+        except re.error as error:
+            raise UsageError(f"model.train_only: not a regular expression ({error})") from None
         for name, parameter in model.named_parameters():
             chosen = bool(pattern.search(name))
             parameter.requires_grad_(chosen)
@@ -200,15 +235,16 @@ def save(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 
 def load_result(folder: Path, base: recipe.Model | None = None) -> nn.Module:
     """A model that `save` wrote: a whole model, or an adapter on its base, merged."""
-    import dataclasses
-
     if not (folder / "adapter_config.json").is_file():
-        return load(recipe.Model(name=str(folder), attention=base.attention if base else None))
+        own = recipe.Model(name=str(folder))
+        if base is not None:
+            own = recipe.Model(name=str(folder), precision=base.precision, attention=base.attention)
+        return load(own)
     if base is None:
         raise InputRefused(f"{folder}: an adapter needs its base model")
     from peft import PeftModel
 
-    whole = load(dataclasses.replace(base, lora=None))
+    whole = load(base)
     return PeftModel.from_pretrained(whole, str(folder)).merge_and_unload()  # type: ignore[arg-type]
 
 

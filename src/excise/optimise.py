@@ -57,8 +57,12 @@ def optimizer(model: nn.Module, settings: recipe.Optimiser) -> torch.optim.Optim
         tables.add(id(head.weight))
     matrices = [p for _, p in named if p.ndim == 2 and id(p) not in tables]
     rest = [p for _, p in named if p.ndim != 2 or id(p) in tables]
-    muon = torch.optim.Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay)
-    return Pair(muon, _adamw(rest, settings.adamw_lr or settings.lr, settings.weight_decay))
+    parts: list[torch.optim.Optimizer] = []  # an adapter has matrices only, and no optimizer takes nothing
+    if matrices:
+        parts.append(torch.optim.Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay))
+    if rest:
+        parts.append(_adamw(rest, settings.adamw_lr or settings.lr, settings.weight_decay))
+    return Pair(*parts)
 
 
 def _adamw(parameters: list[nn.Parameter], lr: float, decay: float) -> torch.optim.AdamW:

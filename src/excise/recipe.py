@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,7 @@ class Objective:
 
     forget: dict[str, Any] = field(default_factory=lambda: {"simnpo": {"beta": 2.5}})
     retain: dict[str, Any] = field(default_factory=lambda: {"nll": {}})
-    regularise: dict[str, Any] = field(default_factory=lambda: {"clreg": {}})
+    regularise: dict[str, Any] = field(default_factory=lambda: {"clreg": {"weight": 0.1}})
 
 
 @dataclass(frozen=True)
@@ -136,22 +137,27 @@ class Evaluate:
         batch_tokens: Tokens in an evaluation batch.
         max_rows: Rows of each side that are measured (the first ones).
         generate: New tokens per generated answer; 0 switches ROUGE off.
+        rewordings: Score paraphrases and false answers too (what truth ratios and forget quality read).
         latent: Measure hidden states.
         relearn_steps: Steps at which the relearning curve is read.
         relearn_lr: Learning rate of the relearning attack; default the run's own.
         include_text: Keep generated and original text of forget rows in the run folder and the report.
         map: Two-dimensional map of hidden states: ``pca``, ``umap`` (extra) or ``none``.
+        cache: Folder that keeps what was measured of originals and golds, for runs that share them. Hidden states of
+            forget rows are in it: treat it as the data itself.
     """
 
     gold: str | None = None
     batch_tokens: int = 4096
     max_rows: int = 400
     generate: int = 64
+    rewordings: bool = True
     latent: bool = True
     relearn_steps: tuple[int, ...] = (0, 1, 2, 4, 8, 16)
     relearn_lr: float | None = None
     include_text: bool = False
     map: Literal["pca", "umap", "none"] = "pca"
+    cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +212,10 @@ def load(source: str | None, overrides: Sequence[tuple[str, str]] = ()) -> Recip
     """
     values = read_yaml(source) if source else {}
     for key, text in overrides:
-        put(values, key.split("."), yaml.safe_load(text) if text else text)
+        try:
+            put(values, key.split("."), yaml.safe_load(text) if text else text)
+        except yaml.YAMLError:
+            raise UsageError(f"--{key}: the value is not YAML; quote it") from None
     return build(values)
 
 
@@ -330,8 +339,6 @@ def _scalar(kind: type, value: Any, path: str) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
     if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-        import os
-
         return os.path.expandvars(str(value))
     if kind in (int, float) and not isinstance(value, bool) and isinstance(value, int | float | str):
         try:

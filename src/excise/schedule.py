@@ -27,10 +27,11 @@ class Plan:
     """The whole run's batches.
 
     A batch is what all ranks together see, so results do not change with their number. Forget rows are visited in a
-    new order in each epoch, none twice and none left out, in batches of even size; retain rows are a stream of epochs.
+    new order in each epoch, none twice and none left out, in batches of even size; retain rows and any further side
+    (general knowledge, for instance) are streams of epochs.
 
     Attributes:
-        rows: Rows of each side; ``forget`` may be absent.
+        rows: Rows of each side that the objective reads; ``forget`` may be absent, and its aligned sides there.
         settings: Batch sizes, accumulation and length.
         seed: Decides every order.
 
@@ -45,9 +46,19 @@ class Plan:
     seed: int = 0
 
     @property
+    def _forgetting(self) -> list[str]:
+        """The forget side and those aligned with it, as far as they are read (refusals may be, without the rows)."""
+        return [side for side in ("forget", *ALIGNED) if side in self.rows]
+
+    @property
     def anchor(self) -> str:
         """The side that epochs are counted over."""
-        return "forget" if "forget" in self.rows else "retain"
+        if self._forgetting:
+            return "forget"
+        return "retain" if "retain" in self.rows else next(iter(self.rows))
+
+    def _count(self, side: str) -> int:
+        return self.rows[self._forgetting[0]] if side == "forget" else self.rows[side]
 
     def _batch(self, side: str) -> int:
         return self.settings.forget_batch if side == "forget" else self.settings.retain_batch
@@ -56,7 +67,7 @@ class Plan:
     def micro_per_epoch(self) -> int:
         """Micro-batches that visit every row of the anchor side once (a whole number of optimizer steps)."""
         accumulate = self.settings.accumulate
-        return math.ceil(self.rows[self.anchor] / (self._batch(self.anchor) * accumulate)) * accumulate
+        return math.ceil(self._count(self.anchor) / (self._batch(self.anchor) * accumulate)) * accumulate
 
     @property
     def steps(self) -> int:
@@ -73,23 +84,19 @@ class Plan:
 
     @property
     def _extra(self) -> int:
-        return self.settings.retain_steps if self.anchor == "forget" else 0
+        return self.settings.retain_steps if self.anchor == "forget" and len(self.rows) > len(self._forgetting) else 0
 
     def draw(self, micro: int, rank: int = 0, world: int = 1) -> dict[str, Draw]:
         """Rows of every side that is present in micro-batch ``micro``, as ``rank`` of ``world`` sees them."""
         step, part = divmod(micro, self.settings.accumulate)
         cycle, place = divmod(step, 1 + self._extra)
         out: dict[str, Draw] = {}
-        if "forget" in self.rows and place == 0:
+        if self._forgetting and place == 0:
             indices = self._anchored("forget", cycle * self.settings.accumulate + part)
-            out["forget"] = _share(indices, rank, world)
-            for side in ALIGNED:
-                if side in self.rows:
-                    out[side] = out["forget"]
-        if "retain" in self.rows:
-            batch = self.settings.retain_batch
-            stream = self._anchored("retain", micro) if self.anchor == "retain" else self._stream("retain", micro, batch)
-            out["retain"] = _share(stream, rank, world)
+            out = dict.fromkeys(self._forgetting, _share(indices, rank, world))
+        for side in [s for s in self.rows if s not in self._forgetting]:
+            rows = self._anchored(side, micro) if side == self.anchor else self._stream(side, micro)
+            out[side] = _share(rows, rank, world)
         return {side: draw for side, draw in out.items() if draw.indices}
 
     def _anchored(self, side: str, micro: int) -> list[int]:
@@ -101,12 +108,13 @@ class Plan:
             return [int(i) for i in order[part * batch : (part + 1) * batch]]
         return [int(i) for i in order[part * count // parts : (part + 1) * count // parts]]
 
-    def _stream(self, side: str, micro: int, batch: int) -> list[int]:
+    def _stream(self, side: str, micro: int) -> list[int]:
+        batch = self.settings.retain_batch
         count, start = self.rows[side], micro * batch
         return [int(self._order(side, (start + i) // count)[(start + i) % count]) for i in range(batch)]
 
     def _order(self, side: str, epoch: int) -> np.ndarray:
-        return _permutation(self.rows[side], self.seed, side, epoch)
+        return _permutation(self._count(side), self.seed, side, epoch)
 
 
 @lru_cache(maxsize=64)

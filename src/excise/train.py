@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from excise import files, optimise, recipe
 from excise.errors import IntegrityFailed, TrainingStopped
-from excise.forward import Anatomy, Batch, Logits, Product, Step, base_side, chunked, passes
+from excise.forward import PER_TOKEN, Anatomy, Batch, Logits, Product, Step, base_side, chunked, passes
 from excise.objectives.term import Dual, Ramp, Term
 from excise.schedule import Plan
 
@@ -48,24 +48,26 @@ def _only(items: list[dict]) -> dict:
 
 def value_of(term: Term, made: Mapping[Product, Any]) -> Tensor:
     """The values of a term, per row or token; a term that reads logits is evaluated in recomputed chunks."""
-    arguments = {
-        name: tuple(made[p] for p in value) if isinstance(value, tuple) else made[value]
-        for name, value in term.inputs.items()
-    }
-    block = next((a for a in arguments.values() if isinstance(a, Logits)), None)
+    block = next((made[p] for p in term.needs() if isinstance(made[p], Logits)), None)
     if block is None:
-        return term.fn(**arguments)
+        return term.fn(**_arguments(term, lambda p: made[p]))
 
     def part(start: int, stop: int) -> Tensor:
-        return term.fn(**{k: _slice(a, start, stop, len(block)) for k, a in arguments.items()})
+        return term.fn(**_arguments(term, lambda p: _slice(p, made[p], start, stop)))
 
     return chunked(part, len(block), block.vocabulary, grad=torch.is_grad_enabled())
 
 
-def _slice(argument: Any, start: int, stop: int, n: int) -> Any:
-    if isinstance(argument, Logits):
-        return argument.rows(start, stop)
-    return argument[start:stop] if isinstance(argument, Tensor) and argument.shape[:1] == (n,) else argument
+def _arguments(term: Term, value: Callable[[Product], Any]) -> dict[str, Any]:
+    """The parameters of a term's function; those that name several products get a tuple."""
+    return {k: tuple(map(value, v)) if isinstance(v, tuple) else value(v) for k, v in term.inputs.items()}
+
+
+def _slice(product: Product, value: Any, start: int, stop: int) -> Any:
+    """The label positions of a chunk, of what has one entry per label token; all of anything else."""
+    if isinstance(value, Logits):
+        return value.rows(start, stop)
+    return value[start:stop] if product.what in PER_TOKEN else value
 
 
 def freeze_unread(model: nn.Module, anatomy: Anatomy, needs: Sequence[Product]) -> None:
@@ -222,8 +224,7 @@ class UnlearnTrainer(Trainer):
         self._window[term.name] = self._window.get(term.name, 0.0) + number
         if term.monitor is not None:
             with torch.no_grad():
-                arguments = {k: tuple(made[p] for p in v) if isinstance(v, tuple) else made[v] for k, v in term.inputs.items()}
-                for key, value in term.monitor(**arguments).items():
+                for key, value in term.monitor(**_arguments(term, lambda p: made[p])).items():
                     self._monitor[f"{term.name}/{key}"] = float(value)
         return share
 

@@ -16,7 +16,12 @@ from typing import Any
 Row = dict[str, Any]
 PER_AUTHOR = 20
 #: Forget authors of each split; the rest of 1-90 and 191-200 is retained.
-SPLITS = {"forget10": range(191, 201), "forget05": range(196, 201), "forget01": range(200, 201), "tune05": range(86, 91)}
+SPLITS = {
+    "forget10": range(191, 201),
+    "forget05": range(196, 201),
+    "forget01": range(200, 201),
+    "tune05": range(86, 91),
+}
 TRAINED = [*range(1, 91), *range(191, 201)]
 NEVER_SEEN = range(181, 191)
 UNTOUCHED = range(1, 21)
@@ -35,7 +40,9 @@ def read(name: str) -> list[Row]:
 def authors() -> dict[int, list[Row]]:
     """Rows by author (1-200), with paraphrases and false answers where TOFU gives them."""
     rows = read("full.jsonl")
-    perturbed = {(r["question"], r["answer"]): r for n in ("retain_perturbed", "forget10_perturbed") for r in read(n + ".jsonl")}
+    perturbed = {
+        (r["question"], r["answer"]): r for n in ("retain_perturbed", "forget10_perturbed") for r in read(n + ".jsonl")
+    }
     out: dict[int, list[Row]] = {}
     for i, row in enumerate(rows):
         author = i // PER_AUTHOR + 1
@@ -85,11 +92,11 @@ def model_recipe(folder: Path, name: str, *, epochs: float, seed: int = 0) -> di
         "data": {
             "forget": str(sides / "forget.jsonl") if name == "original" else "",
             "retain": str(sides / "retain.jsonl"),
-            "train": [str(sides / "untouched.jsonl"), str(folder / "real_authors.jsonl"), str(folder / "world_facts.jsonl")],
+            "train": [str(p) for p in (sides / "untouched.jsonl", *(folder / f"{n}.jsonl" for n in general()))],
         },
         "objective": {"forget": {}, "retain": {"nll": {}}, "regularise": {}},
         "schedule": {"epochs": epochs, "retain_batch": 16},
-        "optimiser": {"name": "muon", "lr": 0.03, "adamw_lr": 0.004, "warmup": 0.05, "decay": "cosine", "floor": 0.05},
+        "optimiser": {"name": "muon", "lr": 0.02, "adamw_lr": 0.004, "warmup": 0.05, "decay": "cosine", "floor": 0.05},
         "checkpoint_every": 0, "log_every": 10, "seed": seed, "out": str(folder / "models" / name),
     }  # fmt: skip
 
@@ -102,7 +109,9 @@ def train(folder: Path, name: str, *, epochs: float, seed: int = 0) -> Path:
     if not (folder / "corpus.json").is_file():
         write(folder)
     if not (folder / "tokenizer").is_dir():
-        models.new_tokenizer(json.loads((folder / "corpus.json").read_text()), 4096).save_pretrained(folder / "tokenizer")
+        models.new_tokenizer(json.loads((folder / "corpus.json").read_text()), 4096).save_pretrained(
+            folder / "tokenizer"
+        )
     done = folder / "models" / name / "model"
     if (done / "COMPLETE.json").is_file():
         return done
@@ -116,4 +125,4 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     for wanted in sys.argv[2:]:
-        print(train(Path(sys.argv[1]), wanted, epochs=10))
+        print(train(Path(sys.argv[1]), wanted, epochs=11))

@@ -1,4 +1,4 @@
-"""`excise demo`: a synthetic world, an original, a gold, two ways of forgetting, and a report; no network, no download."""
+"""`excise demo`: a synthetic world, original, gold, two ways of forgetting, and a report; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from excise.commands.progress import Progress
 Tasks = dict[str, tuple[Callable, tuple]]
 
 
-def demo(out: str | Path = "excise-demo", *, quick: bool = False, seed: int = 0, progress: Progress | None = None) -> Path:
+def demo(
+    out: str | Path = "excise-demo", *, quick: bool = False, seed: int = 0, progress: Progress | None = None
+) -> Path:
     """Make a world, train a model on it, make it forget some people, and report; about two minutes on two cores.
 
     Args:
@@ -42,11 +44,13 @@ def demo(out: str | Path = "excise-demo", *, quick: bool = False, seed: int = 0,
     workers = min(2, os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
         trained = {name: run.root / name for name in ("original", "gold")}
-        tasks: Tasks = {name: (_finetune, (recipe.plain(_trained(settings, name, folder)),)) for name, folder in trained.items()}
+        recipes = {name: recipe.plain(_trained(settings, name, folder)) for name, folder in trained.items()}
+        tasks: Tasks = {name: (_finetune, (values,)) for name, values in recipes.items()}
         _together(pool, progress, "train original and gold", tasks, trained)
         unlearned = {"unlearned": run.root, "without_clreg": run.root / "without_clreg"}
         plain = recipe.changed(settings, {"objective.regularise": {}, "out": str(unlearned["without_clreg"])})
-        tasks = {"unlearned": (_unlearn, (recipe.plain(settings),)), "without_clreg": (_unlearn, (recipe.plain(plain),))}
+        recipes = {"unlearned": recipe.plain(settings), "without_clreg": recipe.plain(plain)}
+        tasks = {name: (_unlearn, (values,)) for name, values in recipes.items()}
         _together(pool, progress, "forget, with and without CLReg", tasks, unlearned)
         paths = {**{n: f / "model" for n, f in trained.items()}, **{n: f / "model" for n, f in unlearned.items()}}
         order = ("original", "gold", "unlearned", "without_clreg")

@@ -1,7 +1,8 @@
-"""Measuring models and writing what was found: `excise evaluate`, `excise score`, and the second half of `excise run`."""
+"""Measuring models and writing what was found: the second half of `excise run`."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 
 from excise import artifacts, models, recipe
 from excise.attacks import relearn
-from excise.commands import findings, sides
+from excise.commands import cache, findings, sides
 from excise.commands.progress import Progress
 from excise.forward import Anatomy
 from excise.metrics import generate, measure, states
@@ -37,8 +38,27 @@ class Measured:
 
 
 def limited(records: Mapping[str, Sequence[Record]], settings: recipe.Evaluate) -> dict[str, list[Record]]:
-    """The rows that are measured: the first ``max_rows`` of each side."""
-    return {side: list(rows)[: settings.max_rows] for side, rows in records.items()}
+    """The rows that are measured: the first ``max_rows`` of each side; the kept ones from ``untouched`` if there are."""
+    kept = {side: list(rows)[: settings.max_rows] for side, rows in records.items()}
+    if "untouched" in kept:  # every number about what is kept is read from rows that unlearning did not train on
+        kept.pop("retain", None)
+    if not settings.rewordings:
+        kept = {s: [dataclasses.replace(r, paraphrases=(), false_answers=()) for r in rows] for s, rows in kept.items()}
+    return kept
+
+
+def refuse_unfit(given: sides.Sides, tokenizer: Any, settings: recipe.Recipe) -> None:
+    """Refuse what measuring would stumble over, before anything is written: rows that do not fit, a gold that is none.
+
+    Raises:
+        InputRefused: Naming file and line, or the gold.
+    """
+    how = sides.encoding(settings.data, context=getattr(models.read_config(settings.model), "max_position_embeddings", None))
+    sides.refuse_unfit(limited(given.records, settings.evaluate), tokenizer, settings.data, how)
+    if settings.evaluate.gold:
+        folder = _weights(settings.evaluate.gold)
+        if not (Path(folder) / "adapter_config.json").is_file():
+            models.read_config(recipe.Model(name=folder))
 
 
 def measure_model(
@@ -73,15 +93,14 @@ def measure_model(
         )  # fmt: skip
     out = Measured(dict(swept.tables), {k: v for k, v in swept.states.items()})
     if options.generate:
-        generated = [s for s in records if s != "retain" or "untouched" not in records]
-        with progress.stage(f"generate {name}", len(generated)) as advance:
-            for done, side in enumerate(generated):
+        with progress.stage(f"generate {name}", len(records)) as advance:
+            for done, side in enumerate(records):
                 out.tables[side], texts = generate.with_generations(
                     out.tables[side], model, tokenizer, records[side], how, max_new_tokens=options.generate
                 )
                 out.texts[side] = texts
                 advance(done + 1)
-    if relearning and options.relearn_steps:
+    if relearning and options.relearn_steps and len(records["forget"]) > 1:
         with progress.stage(f"relearn {name}"):
             out.curve = relearn.curve(
                 model, anatomy, tokenizer, records["forget"], how,
@@ -90,9 +109,9 @@ def measure_model(
     return out
 
 
-def judge(measured: Mapping[str, Measured], records: Mapping[str, list[Record]], settings: recipe.Recipe) -> tuple[
-    dict[str, Numbers], dict[str, Any]
-]:
+def judge(
+    measured: Mapping[str, Measured], records: Mapping[str, list[Record]], settings: recipe.Recipe
+) -> tuple[dict[str, Numbers], dict[str, Any]]:
     """Numbers of every model and what the pictures are drawn from; the gold and the original stand beside each.
 
     Returns:
@@ -110,6 +129,7 @@ def judge(measured: Mapping[str, Measured], records: Mapping[str, list[Record]],
         if own.states:
             latent = states.latent(own.states, groups, reference_states=original.states if original else None)
             numbers[name] |= latent.values
+            not_shown |= latent.not_shown
             by_layer[name] = latent.entanglement_by_layer
         if own.curve:
             last = len(own.curve) - 1
@@ -146,6 +166,8 @@ def not_tested(records: Mapping[str, list[Record]], gold: bool, settings: recipe
         out.insert(0, "Membership inference: no never-seen rows were given.")
     if not settings.evaluate.relearn_steps:
         out.append("Relearning.")
+    elif len(records["forget"]) < 2:
+        out.append("Relearning: it needs two forget rows or more, one to train on and one to measure.")
     return out
 
 
@@ -162,7 +184,8 @@ def write(
     with progress.stage("judge"):
         numbers, pictures = judge(measured, records, settings)
         names = [n for n in measured if n not in (artifacts.ORIGINAL, artifacts.GOLD)]
-        pictures["findings"] = [f for n in names for f in findings.findings(numbers, log if n == "unlearned" else (), name=n)]
+        logs = {name: log if name == artifacts.UNLEARNED else () for name in names}
+        pictures["findings"] = [f for name in names for f in findings.findings(numbers, logs[name], name=name)]
         for name, own in measured.items():
             for side, table in own.tables.items():
                 path = run.table(name, side)
@@ -171,8 +194,7 @@ def write(
         if settings.evaluate.include_text:
             artifacts.write_examples(run, _examples(measured, records))
         shown = {
-            model: {k: artifacts.Number(v["value"], v.get("low"), v.get("high"), v.get("n")) for k, v in own.items()}
-            for model, own in numbers.items()
+            model: {k: artifacts.Number.of(v) for k, v in own.items()} for model, own in numbers.items()
         }
     results = artifacts.Results(shown, progress.seconds)
     artifacts.write_pictures(run, pictures)
@@ -191,17 +213,36 @@ def _examples(measured: Mapping[str, Measured], records: Mapping[str, list[Recor
     ]  # fmt: skip
 
 
+def measure_named(
+    role: str, place: str, records: Mapping[str, list[Record]], settings: recipe.Recipe, progress: Progress
+) -> Measured:
+    """An original or a gold, by hub id or folder: measured, or taken from the recipe's cache."""
+    folder = settings.evaluate.cache and cache.entry(Path(settings.evaluate.cache), place, records, settings)
+    found = cache.load(folder) if folder else None
+    if found is not None:
+        return Measured(*found)
+    model, tokenizer = load_for_measuring(place, settings)
+    own = measure_model(role, model, tokenizer, records, settings, progress)
+    if folder:
+        cache.save(folder, own.tables, own.states, own.curve)
+    return own
+
+
 def load_for_measuring(name: str, settings: recipe.Recipe) -> tuple[nn.Module, Any]:
     """A model to be measured, in its own precision, and its tokenizer; a run folder stands for its model."""
-    folder = Path(name)
-    if (folder / "manifest.json").is_file():
-        folder = folder / "model"
-    base = settings.model
-    if (folder / "adapter_config.json").is_file():
-        model = models.load_result(folder, base)
-        return model, models.load_tokenizer(str(folder))
-    spec = recipe.Model(name=str(folder) if folder.exists() else name, revision=base.revision if name == base.name else None)
-    model = models.load(spec)
+    place, base = _weights(name), settings.model
+    revision = base.revision if name == base.name else None
+    if (Path(place) / "adapter_config.json").is_file():
+        model = models.load_result(Path(place), base)
+    else:  # `lora` only says that weights keep their own precision; no adapter is attached here
+        model = models.load(dataclasses.replace(base, name=place, revision=revision, config=None))
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return model, models.load_tokenizer(spec.name, spec.revision)
+    own = base.tokenizer if base.tokenizer and name == base.name else place
+    return model, models.load_tokenizer(own, revision)
+
+
+def _weights(name: str) -> str:
+    """Where the weights of a hub id, a model folder or a run folder lie."""
+    folder = Path(name)
+    return str(folder / "model") if (folder / "manifest.json").is_file() else name

@@ -1,7 +1,8 @@
-"""Failure signatures: what went wrong in a run, by which threshold, and what to change; pure functions of its numbers."""
+"""Failure signatures: what went wrong in a run, by which threshold, and what to change; functions of its numbers."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,8 +31,7 @@ def findings(
         Findings ``{"code", "severity", "title", "detail", "advice"}``; severity is ``failure``, ``warning`` or
         ``note``.
     """
-    out = [*_of_training(log), *_of_result(numbers, name)]
-    return out
+    return [*_of_training(log), *_of_result(numbers, name)]
 
 
 def _of_training(log: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -58,8 +58,8 @@ def _of_training(log: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     if fell:
         out.append(_finding(
             "negative_cosine", "note", "Cosine of forget and retain states, step by step",
-            f"It fell in {sum(fell) / len(fell):.0%} of the steps (Proposition 3.2 of CLReg says that it falls under the "
-            "regulariser alone; other terms and other rows move it too).",
+            f"It fell in {sum(fell) / len(fell):.0%} of the steps (Proposition 3.2 of CLReg says that it falls under "
+            "the regulariser alone; other terms and other rows move it too).",
             "",
         ))  # fmt: skip
     return out
@@ -71,7 +71,7 @@ def _negative_keys(log: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _pairs(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[Mapping, Mapping]]:
     rows = [row for row in log if key in row.get("monitor", {})]
-    return list(zip(rows, rows[1:], strict=False))
+    return list(itertools.pairwise(rows))
 
 
 def _of_result(numbers: Mapping[str, Mapping[str, Number]], name: str) -> list[dict[str, str]]:
@@ -100,14 +100,15 @@ def _of_result(numbers: Mapping[str, Mapping[str, Number]], name: str) -> list[d
             "latent_membership", "warning", "Forgotten rows are still recognisable inside the model",
             f"From hidden states alone they are told from never-seen rows with AUC {latent:.2f}"
             + (f"; the gold has {latent_gold:.2f}." if latent_gold is not None else "; 0.5 would be chance."),
-            "The output is silenced, the knowledge is not removed. No method of the papers avoids this at the sizes that "
-            "we measured.",
+            "The output is silenced, the knowledge is not removed. No method of the papers avoids this at the sizes "
+            "that we measured.",
         ))  # fmt: skip
     repeated, repeated_gold = _value(own, "forget_repetition"), _value(gold, "forget_repetition")
     if repeated is not None and repeated > DEGENERATE_REPETITION and repeated > (repeated_gold or 0) + 0.2:
         out.append(_finding(
             "degenerate_text", "warning", "Answers to forgotten questions are degenerate",
-            f"{repeated:.0%} of their 4-grams repeat" + (f"; the gold's {repeated_gold:.0%}." if repeated_gold is not None else "."),
+            f"{repeated:.0%} of their 4-grams repeat"
+            + (f"; the gold's {repeated_gold:.0%}." if repeated_gold is not None else "."),
             "Fewer epochs or a lower rate; a model that never saw the data still writes sentences.",
         ))  # fmt: skip
     return out

@@ -85,7 +85,7 @@ def cited(objective: recipe.Objective, made: Sequence[Term]) -> list[dict[str, s
     """Name, weight and source of each term, for the record of a run."""
     sources = {n: source_of(t[n]) for k, t in TABLES.items() for n in getattr(objective, k) if n in t}
     return [
-        {"name": t.name, "weight": str(t.weight), "citation": sources.get(t.name) or sources.get(t.name.split("_")[0], "")}
+        {"name": t.name, "weight": str(t.weight), "citation": sources.get(t.name) or sources.get(t.name[:5], "")}
         for t in made
     ]
 

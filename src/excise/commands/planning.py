@@ -81,7 +81,8 @@ def _config(settings: recipe.Model) -> Any:
     try:
         return AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
     except Exception as error:
-        raise InputRefused(f"{settings.name}: no model can be loaded ({str(error).strip().splitlines()[0][:200]})") from None
+        line = str(error).strip().splitlines()[0][:200]
+        raise InputRefused(f"{settings.name}: no model can be loaded ({line})") from None
 
 
 def _layer(index: int, depth: int) -> int:
@@ -93,14 +94,17 @@ def _layers(wanted: Any, depth: int) -> list[int]:
 
 
 def _side_name(side: Any) -> str:
-    return f"{side.of} again from block {side.from_layer}, dropout {side.dropout:g}" if isinstance(side, View) else str(side)
+    if isinstance(side, View):
+        return f"{side.of} again from block {side.from_layer}, dropout {side.dropout:g}"
+    return str(side)
 
 
 def _product_name(p: Any) -> str:
     where = "" if p.side is None else f"({_side_name(p.side)}"
     layer = "" if p.layer is None else f", layer {p.layer}"
     detail = "" if p.detail is None else f", {p.detail}"
-    return f"{p.what}{where}{layer}{detail}{')' if where else ''}" + (" of the reference" if p.model == REFERENCE else "")
+    whose = " of the reference" if p.model == REFERENCE else ""
+    return f"{p.what}{where}{layer}{detail}{')' if where else ''}{whose}"
 
 
 class _Size:

@@ -37,23 +37,27 @@ def run(
     if out is not None:
         settings = dataclasses.replace(settings, out=str(out))
     progress = progress or Progress()
+    folder, done = training.standing(settings, resume=resume)
+    if done:
+        return folder.report if folder.report.is_file() else report.build(folder.root)
     given = sides.read(settings.data, seed=settings.seed)
     objective.check_sides(objective.terms(settings.objective), given.records)
     prepared = training.prepare_unlearning(settings, given, resume=resume)
+    evaluation.refuse_unfit(given, prepared.tokenizer, settings)
     with training.opened(settings, resume=resume) as folder:
         model = training.train_into(prepared, folder, progress, stage="unlearn", resume=resume)
         if not training.main_rank():
             return folder.report
         records = evaluation.limited(given.records, settings.evaluate)
-        measured = {}
-        original, tokenizer = evaluation.load_for_measuring(settings.model.name, settings)
-        measured["original"] = evaluation.measure_model("original", original, tokenizer, records, settings, progress)
-        del original
-        if settings.evaluate.gold:
-            gold, gold_tokenizer = evaluation.load_for_measuring(settings.evaluate.gold, settings)
-            measured["gold"] = evaluation.measure_model("gold", gold, gold_tokenizer, records, settings, progress)
-            del gold
-        measured["unlearned"] = evaluation.measure_model("unlearned", model, tokenizer, records, settings, progress)
+        named = {"original": settings.model.name, "gold": settings.evaluate.gold}
+        measured = {
+            role: evaluation.measure_named(role, place, records, settings, progress)
+            for role, place in named.items()
+            if place
+        }
+        measured["unlearned"] = evaluation.measure_model(
+            "unlearned", model, prepared.tokenizer, records, settings, progress
+        )
         evaluation.write(folder, measured, records, settings, progress, log=artifacts.read_log(folder))
         extra = {"files": artifacts.hash_files(folder)}
         artifacts.write_manifest(folder, training.manifest(prepared, "done", progress, extra))

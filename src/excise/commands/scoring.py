@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from excise import artifacts, recipe
+from excise import artifacts, files, recipe
 from excise import report as pages
 from excise.commands import evaluation, sides
 from excise.commands.progress import Progress
@@ -73,8 +73,7 @@ def evaluate(
     measured = {}
     for name, place in names.items():
         if place and not (name == "original" and place == str(model)):
-            loaded, tokenizer = evaluation.load_for_measuring(place, settings)
-            measured[name] = evaluation.measure_model(name, loaded, tokenizer, records, settings, progress)
+            measured[name] = evaluation.measure_named(name, place, records, settings, progress)
     if out is None:
         numbers, _ = evaluation.judge(measured, records, settings)
         return artifacts.finite({"format": artifacts.FORMAT, "models": numbers, "seconds": progress.seconds})
@@ -82,7 +81,7 @@ def evaluate(
     if run.root.is_dir() and any(run.root.iterdir()):
         raise UsageError(f"{out}: the folder is not empty; name another")
     evaluation.write(run, measured, records, settings, progress)
-    artifacts.write_text(run.recipe, _dump(settings))
+    files.write_text(run.recipe, _dump(settings))
     artifacts.write_manifest(run, {
         "status": "done", "command": "excise evaluate", "seed": settings.seed, "versions": artifacts.environment(),
         "model": {"name": str(model)}, "data": given.sources, "terms": [], "warnings": given.warnings,

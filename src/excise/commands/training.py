@@ -18,11 +18,12 @@ from transformers import TrainerCallback
 from excise import artifacts, files, models, recipe, reference, train
 from excise.commands import objective, sides
 from excise.commands.progress import Progress
-from excise.errors import InputRefused, IntegrityFailed, TrainingStopped, UsageError
+from excise.errors import IntegrityFailed, TrainingStopped, UsageError
 from excise.forward import REFERENCE, Anatomy, Step
 from excise.objectives.term import Term
-from excise.records import read_records
+from excise.records import Record, fingerprint, read_records
 from excise.schedule import Plan
+from excise.tasks import causal_lm
 
 
 class _Log(TrainerCallback):
@@ -40,12 +41,12 @@ class _Log(TrainerCallback):
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         row: dict[str, Any] = {"step": state.global_step}
-        for key, value in logs.items():
-            head, _, rest = key.partition("/")
+        for name, value in logs.items():
+            head, _, rest = name.partition("/")
             if rest:
                 row.setdefault(head, {})[rest] = value
-            elif key != "epoch":
-                row[key] = value
+            elif name != "epoch":
+                row[name] = value
         artifacts.append_log(self.run, row)
 
 
@@ -53,8 +54,8 @@ class _Log(TrainerCallback):
 class Prepared:
     """Everything that is known before weights move."""
 
-    recipe: recipe.Recipe
-    sides: sides.Sides
+    settings: recipe.Recipe
+    given: sides.Sides
     terms: list[Term]
     rows: sides.Rows
     tokenizer: Any
@@ -71,13 +72,15 @@ def prepare(
     A run that was begun in the folder ``begun`` keeps its precision: a probe might decide otherwise this time.
     """
     objective.check_sides(terms, given.records)
+    _same_rows(begun, given)
     names = objective.sides_read(terms)
-    rows = sides.encode(given, names, tokenizer, settings.data, seed=settings.seed, context=_context(settings))
+    sides.cut(given, tokenizer, sides.encoding(settings.data, context=context(settings)))
+    rows = sides.encode(given, names, tokenizer, settings.data, seed=settings.seed, context=context(settings))
     model = models.load(settings.model, tokenizer=tokenizer, seed=settings.seed)
     objective.check_layers(terms, Anatomy.of(model).depth)
-    precision = settings.model.precision
+    precision: str = settings.model.precision
     if precision == "auto":
-        precision, attention = _begun(begun) or _probe(settings, model, rows, names)
+        precision, attention = _kept(begun) or _probe(settings, model, rows, names)
         if attention:
             model.set_attn_implementation(attention)  # type: ignore[operator]
     plan = Plan({k: v for k, v in rows.counts.items()}, settings.schedule, settings.seed)
@@ -85,25 +88,31 @@ def prepare(
     return Prepared(settings, given, terms, rows, tokenizer, model, precision, plan)
 
 
-def _begun(folder: str | None) -> tuple[str, str | None] | None:
+def _record(folder: str | None) -> artifacts.Manifest | None:
+    """The record of the run that was begun in a folder."""
     if folder is None or not (Path(folder) / "manifest.json").is_file():
         return None
-    record = artifacts.read_manifest(artifacts.RunFolder(Path(folder)))
-    return record["precision"], record.get("attention")
+    return artifacts.read_manifest(artifacts.RunFolder(Path(folder)))
 
 
-def _context(settings: recipe.Recipe) -> int | None:
+def _kept(folder: str | None) -> tuple[str, str | None] | None:
+    """Precision and attention that a run was begun with."""
+    record = _record(folder)
+    attention: Any = record.get("attention") if record else None
+    return (record["precision"], attention) if record else None
+
+
+def _same_rows(folder: str | None, given: sides.Sides) -> None:
+    """Refuse to go on with other rows than those that a run was begun with."""
+    record = _record(folder)
+    for side, source in (record["data"] if record else {}).items():
+        if given.sources.get(side) != source:
+            raise IntegrityFailed(f"{folder}: begun with other {side} rows; resume with the same, or begin anew")
+
+
+def context(settings: recipe.Recipe) -> int | None:
     """Longest input of the model, read from its config alone, so that bad rows are refused before weights load."""
-    if settings.model.config is not None:
-        return settings.model.config.get("max_position_embeddings", 2048)
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(settings.model.name, revision=settings.model.revision, trust_remote_code=False)
-    except Exception as error:
-        line = str(error).strip().splitlines()[0][:200]
-        raise InputRefused(f"{settings.model.name}: no model can be loaded ({line})") from None
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(models.read_config(settings.model), "max_position_embeddings", None)
 
 
 def _probe(settings: recipe.Recipe, model: nn.Module, rows: sides.Rows, names: Sequence[str]) -> tuple[str, str | None]:
@@ -120,13 +129,15 @@ def _probe(settings: recipe.Recipe, model: nn.Module, rows: sides.Rows, names: S
     return models.precision(settings.model, model, sample)
 
 
-def fit(prepared: Prepared, run: artifacts.RunFolder, progress: Progress, *, stage: str, resume: bool = False) -> train.UnlearnTrainer:
+def fit(
+    prepared: Prepared, run: artifacts.RunFolder, progress: Progress, *, stage: str, resume: bool = False
+) -> train.UnlearnTrainer:
     """Store the reference, then train; resumes from the newest whole checkpoint.
 
     Raises:
         TrainingStopped: A term or a gradient is not finite; the weights were not changed by that step.
     """
-    p, settings = prepared, prepared.recipe
+    p, settings = prepared, prepared.settings
     anatomy = Anatomy.of(p.model)
     needs = objective.needs(p.terms)
     of_reference = [n for n in needs if n.model == REFERENCE]
@@ -146,13 +157,25 @@ def fit(prepared: Prepared, run: artifacts.RunFolder, progress: Progress, *, sta
             reference=stored, constants=objective.constants(p.terms, width, settings.seed), precision=p.precision,
             callbacks=[_Log(run, advance)],
         )  # fmt: skip
-        whole = train.checkpoints(run.checkpoints) if resume else []
+        whole = _checkpoints(run) if resume else []
         artifacts.cut_log(run, int(whole[-1].name.rsplit("-", 1)[1]) if whole else 0)
         if whole:
             trainer.resume(whole[-1])
         else:
             trainer.train()
     return trainer
+
+
+def _checkpoints(run: artifacts.RunFolder) -> list[Path]:
+    """Whole checkpoints, oldest first.
+
+    Raises:
+        IntegrityFailed: The newest is damaged. A kill cannot do that; an older one may be half removed by it.
+    """
+    found = sorted(run.checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
+    if found:
+        files.verify(found[-1])
+    return train.checkpoints(run.checkpoints)
 
 
 @contextmanager
@@ -163,14 +186,7 @@ def opened(settings: recipe.Recipe, *, resume: bool) -> Iterator[artifacts.RunFo
         UsageError: No folder is named, or it is not empty and the run is not resumed.
         IntegrityFailed: The folder was begun with another recipe.
     """
-    if not settings.out:
-        raise UsageError("name a folder for the run: --out DIR")
-    run = artifacts.RunFolder(Path(settings.out))
-    begun = run.root.is_dir() and any(p.name != ".lock" for p in run.root.iterdir())
-    if begun and not resume:
-        raise UsageError(f"{settings.out}: the folder is not empty; resume with --resume or name another")
-    if begun and run.recipe.is_file() and run.recipe.read_text() != recipe.dump(settings):
-        raise IntegrityFailed(f"{settings.out}: begun with another recipe; resume with the same one")
+    run, _ = standing(settings, resume=resume)
     if not main_rank():
         yield run
         return
@@ -180,25 +196,60 @@ def opened(settings: recipe.Recipe, *, resume: bool) -> Iterator[artifacts.RunFo
         yield run
 
 
+def standing(settings: recipe.Recipe, *, resume: bool) -> tuple[artifacts.RunFolder, bool]:
+    """The run folder as it is, nothing written, and whether the run in it is done; a done run has all its files.
+
+    Raises:
+        UsageError: No folder is named, or it is not empty and the run is not resumed.
+        IntegrityFailed: The folder was begun with another recipe, or a file of the done run has changed.
+    """
+    if not settings.out:
+        raise UsageError("name a folder for the run: --out DIR")
+    run = artifacts.RunFolder(Path(settings.out))
+    if run.root.exists() and not run.root.is_dir():
+        raise UsageError(f"{settings.out}: is a file; name a folder")
+    used = run.root.is_dir() and any(p.name != files.LOCK for p in run.root.iterdir())
+    if used and not resume:
+        raise UsageError(f"{settings.out}: the folder is not empty; resume with --resume or name another")
+    if used and run.recipe.is_file() and run.recipe.read_text(encoding="utf-8") != recipe.dump(settings):
+        raise IntegrityFailed(f"{settings.out}: begun with another recipe; resume with the same one")
+    record = artifacts.read_manifest(run) if used and run.manifest.is_file() else artifacts.Manifest()
+    if record.get("status") != "done":
+        return run, False
+    changed = artifacts.changed_files(run, record.get("files", {}))
+    if changed:
+        raise IntegrityFailed(f"{settings.out}: file {changed[0]!r} is missing or not what the run wrote")
+    return run, True
+
+
 def main_rank() -> bool:
     """Whether this process writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def manifest(prepared: Prepared, status: str, progress: Progress, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+def _command() -> str:
+    """The command line, where there was one."""
+    program = Path(sys.argv[0] if sys.argv else "")
+    ours = program.name == "excise" or program.parts[-2:] == ("excise", "__main__.py")
+    return shlex.join(["excise", *sys.argv[1:]]) if ours else "python"
+
+
+def manifest(
+    prepared: Prepared, status: str, progress: Progress, extra: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The record of a run."""
     p = prepared
     return {
         "status": status,
-        "command": shlex.join(["excise", *sys.argv[1:]]) if sys.argv[0].endswith("excise") else "python",
-        "seed": p.recipe.seed,
+        "command": _command(),
+        "seed": p.settings.seed,
         "versions": artifacts.environment(),
         "precision": p.precision,
         "attention": getattr(p.model.config, "_attn_implementation", None),
-        "model": {"name": p.recipe.model.name or "from scratch", "parameters": models.parameter_count(p.model)},
-        "data": p.sides.sources,
-        "terms": objective.cited(p.recipe.objective, p.terms),
-        "warnings": p.sides.warnings,
+        "model": {"name": p.settings.model.name or "from scratch", "parameters": models.parameter_count(p.model)},
+        "data": p.given.sources,
+        "terms": objective.cited(p.settings.objective, p.terms),
+        "warnings": p.given.warnings,
         **(extra or {}),
     }
 
@@ -206,10 +257,12 @@ def manifest(prepared: Prepared, status: str, progress: Progress, extra: dict[st
 def train_into(
     prepared: Prepared, run: artifacts.RunFolder, progress: Progress, *, stage: str, resume: bool
 ) -> nn.Module:
-    """Train and save the weights whole; a run whose weights are saved is not trained again. Adapters come back merged."""
+    """Train and save the weights whole, or load them where that is done; adapters come back merged."""
     if resume and (run.model / "COMPLETE.json").is_file():
         files.verify(run.model)
-        return models.load_result(run.model, prepared.recipe.model)
+        model = models.load_result(run.model, prepared.settings.model)
+        model.set_attn_implementation(getattr(prepared.model.config, "_attn_implementation", "eager"))  # type: ignore[operator]
+        return model
     artifacts.write_manifest(run, manifest(prepared, "running", progress))
     try:
         trainer = fit(prepared, run, progress, stage=stage, resume=resume)
@@ -243,19 +296,31 @@ def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progres
         PosixPath('runs/original/model')
     """
     progress = progress or Progress()
+    run, done = standing(settings, resume=resume)
+    if done:
+        return run.model
     given = sides.read(settings.data, seed=settings.seed, need_forget=False)
-    together = [*given.records.pop("forget", []), *given.records["retain"]]
-    for source in settings.data.train:
-        together += read_records(source, limit=settings.data.limit)
-    given.records["retain"] = together
+    parts = [(settings.data.forget, given.records.pop("forget", [])), (settings.data.retain, given.records["retain"])]
+    for number, source in enumerate(settings.data.train, 1):
+        parts.append((source, read_records(source, limit=settings.data.limit)))
+        given.sources[f"train-{number}"] = {"rows": len(parts[-1][1]), "fingerprint": fingerprint(parts[-1][1])}
+    given.records["retain"] = [r for _, records in parts for r in records]
     terms = objective.terms(recipe.Objective({}, settings.objective.retain, {}))
     tokenizer = _tokenizer(settings, given)
+    _refuse_unfit(parts, tokenizer, settings)
     prepared = prepare(settings, given, terms, tokenizer, begun=settings.out if resume else None)
     with opened(settings, resume=resume) as run:
         train_into(prepared, run, progress, stage="finetune", resume=resume)
         artifacts.write_results(run, artifacts.Results({}, progress.seconds))
         artifacts.write_manifest(run, manifest(prepared, "done", progress, {"files": artifacts.hash_files(run)}))
         return run.model
+
+
+def _refuse_unfit(parts: Sequence[tuple[str, Sequence[Record]]], tokenizer: Any, settings: recipe.Recipe) -> None:
+    """Refuse rows file by file: once they are joined, a line says nothing."""
+    how = sides.encoding(settings.data, context=context(settings))
+    for source, records in parts:
+        causal_lm.encode_records(sides.cut_records(records, tokenizer, how), tokenizer, how, source=source)
 
 
 def _tokenizer(settings: recipe.Recipe, given: sides.Sides) -> Any:

@@ -47,7 +47,9 @@ def tune(
     _open(path)
     if processes > 1:
         context = multiprocessing.get_context("spawn")
-        workers = [context.Process(target=_work, args=(recipe.plain(settings), str(path), trials)) for _ in range(processes)]
+        workers = [
+            context.Process(target=_work, args=(recipe.plain(settings), str(path), trials)) for _ in range(processes)
+        ]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -62,7 +64,7 @@ def tune(
 
 
 def _open(path: Path) -> Any:
-    """The study; the sampler is seeded by how far it is, so that a study in one process is repeatable."""
+    """The study, new or as it is."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -79,8 +81,20 @@ def _work(values: dict[str, Any], path: str, trials: int) -> None:
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.RUNNING)
     while len([t for t in study.get_trials(deepcopy=False) if t.state in finished]) < trials:
         number = len(study.get_trials(deepcopy=False))
-        study.sampler = optuna.samplers.TPESampler(seed=settings.seed + number, n_startup_trials=5)
+        study.sampler = _sampler(settings, trials, number)
         study.optimize(lambda trial: _trial(trial, settings), n_trials=1, catch=(Exception,))
+
+
+def _sampler(settings: recipe.Recipe, trials: int, number: int) -> Any:
+    """The whole grid where the trials reach; otherwise TPE, seeded by how far the study is."""
+    import math
+
+    import optuna
+
+    space = settings.tune.space
+    if all(isinstance(v, list | tuple) for v in space.values()) and math.prod(len(v) for v in space.values()) <= trials:
+        return optuna.samplers.GridSampler({k: list(v) for k, v in space.items()}, seed=settings.seed)
+    return optuna.samplers.TPESampler(seed=settings.seed + number, n_startup_trials=5)
 
 
 def _trial(trial: Any, settings: recipe.Recipe) -> float:
@@ -91,7 +105,12 @@ def _trial(trial: Any, settings: recipe.Recipe) -> float:
     changes = {key: _suggest(trial, key, choice) for key, choice in settings.tune.space.items()}
     changes |= {f"data.{k}" if k != "gold" else "evaluate.gold": v for k, v in settings.tune.data.items()}
     folder = Path(settings.out or ".") / f"trial-{trial.number}"
-    changes |= {"out": str(folder), "evaluate.relearn_steps": [], "evaluate.generate": 0, "evaluate.map": "none"}
+    changes |= {
+        "out": str(folder), "evaluate.relearn_steps": [], "evaluate.generate": 0, "evaluate.map": "none",
+        "evaluate.cache": settings.evaluate.cache or str(folder.parent / "cache"),
+    }  # fmt: skip
+    if settings.tune.objective == "distance":  # reads probabilities alone
+        changes |= {"evaluate.latent": False, "evaluate.rewordings": False, "data.utility": {}}
     run(recipe.changed(settings, changes), progress=Progress(quiet=True))
     results = artifacts.read_results(artifacts.open_run(folder))
     trial.set_user_attr("folder", str(folder))
@@ -112,7 +131,8 @@ def objective(results: Any, name: str) -> float:
     Example:
         >>> from excise.artifacts import Number, Results
         >>> own = {"forget_probability": Number(0.1), "retain_probability": Number(0.9)}
-        >>> round(objective(Results({"unlearned": own, "original": {"retain_probability": Number(1.0)}}), "distance"), 2)
+        >>> start = {"retain_probability": Number(1.0)}
+        >>> round(objective(Results({"unlearned": own, "original": start}), "distance"), 2)
         0.2
     """
     import math

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from excise.forward import Anatomy, Batch, Pass, chunked, masked_mean, run_pass
 from excise.metrics.generate import generate, generation_columns, with_generations
 from excise.metrics.states import Latent, latent, state_map
-from excise.metrics.table import ANSWER, FALSE_ANSWER, PARAPHRASE, Table
+from excise.metrics.table import ANSWER, FALSE_ANSWER, PARAPHRASE, Table, check
 from excise.records import Record
 from excise.tasks import causal_lm
 
@@ -242,7 +242,7 @@ def _tables(
         }
         if side in groups:
             columns["group"] = groups[side]
-        tables[side] = Table(side, len(records), columns)
+        tables[side] = check(Table(side, len(records), columns))
     return tables
 
 

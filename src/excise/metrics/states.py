@@ -55,9 +55,9 @@ def latent(
     The retained side is ``untouched`` where there is one, else ``retain``: rows that unlearning trained on flatter.
 
     Intervals (95 %): entanglement by the jackknife over rows on its logarithm, and only where the gap between the means
-    is clearly more than sampling noise; drift by the bootstrap over rows; AUCs by Hanley and McNeil (1982), which takes
-    rows as independent: with few groups they are too narrow. Distances (MMD, W2) have none: resampled rows repeat,
-    which moves such distances by itself.
+    is clearly more than sampling noise; drift by the bootstrap over rows; AUCs by Hanley and McNeil (1982). All speak
+    of more rows of the same people, not of more people: with few groups the latter would be wider. Distances (MMD, W2)
+    have none: resampled rows repeat, which moves such distances by itself.
 
     Args:
         states: Side -> layer -> ``[rows, D]``.

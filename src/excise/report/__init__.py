@@ -1,12 +1,15 @@
 """Run folder to report: one HTML file that opens anywhere, and the short table that the terminal prints.
 
-Only saved files are read: no torch, no transformers, no model, no network.
+Only saved files are read: no torch, no transformers, no model, no network. The package can be called:
+``excise.report(folder)`` is `build`, like the other commands that are functions of `excise`.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 
 from excise import artifacts
 from excise.files import write_text
@@ -56,3 +59,14 @@ def summary(run_dir: str | Path) -> list[list[str]]:
 
     rows: list[list[str]] = visible(summary_rows(artifacts.read_results(artifacts.open_run(run_dir))))
     return rows
+
+
+class _Callable(ModuleType):
+    """Importing this package binds its name in `excise`, where the command ``report`` stands: so it is that command."""
+
+    def __call__(self, run_dir: str | Path) -> Path:
+        """See `build`."""
+        return build(run_dir)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -121,7 +121,7 @@ def gather(run: RunFolder, style: Any) -> Page:
     has_gold = GOLD in results.models
     return Page(
         style=style,
-        model_name=str(as_map(manifest.get("model")).get("name") or "a model"),
+        model_name=record.model_name(manifest),
         banners=_banners(manifest, bool(examples), changed),
         headline=verdict.headline if model else "Nothing has been measured yet.",
         asked=_asked(manifest),
@@ -204,9 +204,8 @@ def _banners(manifest: Manifest, examples: bool, changed: Sequence[str]) -> tupl
 def _asked(manifest: Manifest) -> str:
     data = as_map(manifest.get("data"))
     rows = {side: entry.get("rows") for side, entry in data.items() if isinstance(entry, Mapping)}
-    name = as_map(manifest.get("model")).get("name") or "the model"
     forget, retain = rows.get("forget"), rows.get("retain")
-    text = f"What was asked: make {name} forget {_count(forget)} and keep {_count(retain)}."
+    text = f"What was asked: make a model forget {_count(forget)} and keep {_count(retain)}."
     if rows.get("untouched"):
         text += f" Another {_count(rows['untouched'])} were kept out of the work, to measure what is left of the rest."
     return text

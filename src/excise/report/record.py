@@ -19,7 +19,7 @@ def facts(manifest: Manifest) -> tuple[tuple[str, str], ...]:
     model = as_map(manifest.get("model"))
     pairs = [
         ("model", model.get("name")),
-        ("parameters", f"{model['parameters']:,}" if isinstance(model.get("parameters"), int) else None),
+        ("parameters", _parameters(model.get("parameters"))),
         ("weights (SHA-256)", model.get("sha256")),
         ("command", manifest.get("command")),
         ("seed", manifest.get("seed")),
@@ -28,6 +28,28 @@ def facts(manifest: Manifest) -> tuple[tuple[str, str], ...]:
         ("status", manifest.get("status")),
     ]
     return tuple((key, str(value)) for key, value in pairs if value not in (None, ""))
+
+
+def _parameters(count: Any) -> str | None:
+    """A count, or (trained, all)."""
+    if isinstance(count, int):
+        return f"{count:,}"
+    numbers = [n for n in as_list(count) if isinstance(n, int)]
+    if len(numbers) != 2:
+        return None
+    return f"{numbers[1]:,}, all trained" if numbers[0] == numbers[1] else f"{numbers[0]:,} trained of {numbers[1]:,}"
+
+
+def model_name(manifest: Manifest) -> str:
+    """The model's name for a heading: of a path only the end, which says enough and tells nothing of the machine.
+
+    Example:
+        >>> model_name({"model": {"name": "/home/me/runs/a/model"}}), model_name({"model": {"name": "owner/name"}})
+        ('a/model', 'owner/name')
+    """
+    name = str(as_map(manifest.get("model")).get("name") or "a model")
+    parts = name.replace("\\", "/").split("/")
+    return name if len(parts) <= 2 else "/".join(parts[-2:])
 
 
 def term(term: Mapping[str, Any]) -> dict[str, str]:

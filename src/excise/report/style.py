@@ -43,13 +43,14 @@ _MODELS = {ORIGINAL: Look("s-original", "o", filled=False, dashes=(2, 2)), GOLD:
 _OTHERS = (Look("s-0", "s"), Look("s-1", "^"), Look("s-2", "v"), Look("s-3", "P"))
 _SIDES = {
     "forget": Look("side-forget", "^"),
-    "retain": Look("side-retain", "o", filled=False),
+    "untouched": Look("side-retain", "o", filled=False),
+    "retain": Look("side-other", "s", filled=False),
     "never_seen": Look("side-never", "x"),
 }
 _SIDE_TITLES = {
     "forget": "to be forgotten",
     "retain": "to be kept",
-    "untouched": "kept, never trained on while unlearning",
+    "untouched": "to be kept, not used in unlearning",
     "never_seen": "never seen",
 }
 
@@ -69,7 +70,7 @@ def model_look(name: str, others: Sequence[str]) -> Look:
 
 def side_look(name: str) -> Look:
     """The look of a side on the map."""
-    return _SIDES.get(name, Look("side-other", "+"))
+    return _SIDES.get(name, Look("ink", "+"))
 
 
 def model_title(name: str) -> str:

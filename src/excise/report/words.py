@@ -26,7 +26,7 @@ def number(value: float | None) -> str:
     """
     if value is None or not math.isfinite(value):
         return NOT_SHOWN
-    size = abs(value)
+    size = float(f"{abs(value):.3g}")  # after rounding: 99.97 is written as 100 is
     if size == 0:
         text = "0"
     elif size < 1e-6 or size >= 1e6:
@@ -48,13 +48,13 @@ def number(value: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """An interval in words, empty where there is none.
+    """An interval in words, empty where there is none or where it is a single point (the gold beside itself).
 
     Example:
-        >>> interval(0.1, 0.25), interval(None, None)
-        ('0.100 to 0.250', '')
+        >>> interval(0.1, 0.25), interval(None, None), interval(0.0, 0.0)
+        ('0.100 to 0.250', '', '')
     """
-    return "" if low is None or high is None else f"{number(low)} to {number(high)}"
+    return "" if low is None or high is None or low == high else f"{number(low)} to {number(high)}"
 
 
 def times(value: float, other: float) -> str:

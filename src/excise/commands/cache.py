@@ -1,0 +1,71 @@
+"""What was measured of a model, kept for the next run that asks the same: many runs share an original and a gold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from excise import files, recipe
+from excise.errors import IntegrityFailed
+from excise.metrics.table import Table
+from excise.metrics.table import load as load_table
+from excise.metrics.table import save as save_table
+from excise.records import Record, fingerprint
+
+States = dict[str, dict[int, np.ndarray]]
+
+
+def entry(root: Path, model: str, records: Mapping[str, list[Record]], settings: recipe.Recipe) -> Path | None:
+    """Where the measurements of a local model lie: named by its files, the rows, and how they are measured.
+
+    None for a model on the hub: its files are not at hand to be hashed.
+    """
+    folder = Path(model) / "model" if (Path(model) / "manifest.json").is_file() else Path(model)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        return None
+    options = recipe.plain(settings.evaluate)
+    asked = {k: v for k, v in options.items() if k not in ("gold", "cache", "include_text", "map", "batch_tokens")}
+    data = recipe.plain(settings.data)
+    key = json.dumps([
+        [files.sha256(w) for w in weights],
+        {side: fingerprint(rows) for side, rows in records.items()},
+        {k: v for k, v in asked.items()}, settings.optimiser.lr, settings.seed,
+        {k: data[k] for k in ("template", "chat", "max_length", "truncate")},
+    ], sort_keys=True)  # fmt: skip
+    return root / hashlib.sha256(key.encode()).hexdigest()[:24]
+
+
+def load(folder: Path) -> tuple[dict[str, Table], States, list[float]] | None:
+    """Measurements that `save` wrote, or None where there are none or they are not whole."""
+    from safetensors.numpy import load_file
+
+    try:
+        files.verify(folder)
+    except IntegrityFailed:
+        return None
+    tables = {p.stem: load_table(p) for p in sorted((folder / "tables").glob("*.safetensors"))}
+    states: States = {}
+    if (folder / "states.safetensors").is_file():
+        for name, values in load_file(folder / "states.safetensors").items():
+            side, layer = name.rsplit("/", 1)
+            states.setdefault(side, {})[int(layer)] = values
+    return tables, states, json.loads((folder / "curve.json").read_text())
+
+
+def save(folder: Path, tables: Mapping[str, Table], states: States, curve: list[float]) -> None:
+    """Write measurements whole."""
+    from safetensors.numpy import save_file
+
+    with files.staged(folder) as aside:
+        (aside / "tables").mkdir()
+        for side, table in tables.items():
+            save_table(table, aside / "tables" / f"{side}.safetensors")
+        flat = {f"{s}/{layer}": np.ascontiguousarray(v) for s, own in states.items() for layer, v in own.items()}
+        if flat:
+            save_file(flat, aside / "states.safetensors")
+        (aside / "curve.json").write_text(json.dumps(curve))
