@@ -40,11 +40,11 @@ def mean_state(states: Tensor, batch: Batch) -> Tensor:
 class NaiveStep:
     """One optimizer step of NPO + CLReg + cross-entropy, each part with a pass of its own."""
 
-    def __init__(self, base: nn.Module, rows: Rows, *, precision: str = "fp32") -> None:
+    def __init__(self, base: nn.Module, rows: Rows, *, precision: str = "fp32", views_skip_head: bool = False) -> None:
         assert isinstance(base, LlamaForCausalLM)
         self.model, self.reference = copy.deepcopy(base), copy.deepcopy(base).eval().requires_grad_(False)
         self.model.train()
-        self.precision = precision
+        self.precision, self.views_skip_head = precision, views_skip_head
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
         starts = range(0, ROWS, BATCH)
         self.batches = [{side: rows.collate(side, range(s, s + BATCH)) for side in rows.sides} for s in starts]
@@ -55,9 +55,13 @@ class NaiveStep:
     def _view(self, batch: Batch) -> Tensor:
         """A forward pass of its own over dropped-out embeddings, without the head."""
         dropped = F.dropout(self.model.get_input_embeddings()(batch.input_ids), DROPOUT)
-        body = self.model.model
-        out = body(inputs_embeds=dropped, attention_mask=batch.attention_mask, use_cache=False)
-        return mean_state(out.last_hidden_state, batch)
+        if self.views_skip_head:
+            out = self.model.model(inputs_embeds=dropped, attention_mask=batch.attention_mask, use_cache=False)
+            return mean_state(out.last_hidden_state, batch)
+        out = self.model(
+            inputs_embeds=dropped, attention_mask=batch.attention_mask, use_cache=False, output_hidden_states=True
+        )
+        return mean_state(out.hidden_states[-1], batch)
 
     def loss(self, number: int) -> Tensor:
         """The loss on batch ``number``."""
@@ -81,7 +85,7 @@ class NaiveStep:
         """Forward and backward pass."""
         loss = self.loss(number)
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     def __call__(self, number: int) -> float:
         """A whole step."""

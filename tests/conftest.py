@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from small_world import SmallWorld
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,6 +43,14 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("REAL DATA ABSENT: set EXCISE_SHARED to the folder that holds data/ and models/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    """The smallest whole case, made once: rows, tokenizer, original, gold. Tests read it and never write to it."""
+    import small_world
+
+    return small_world.build(tmp_path_factory.mktemp("small"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -21,7 +21,7 @@ CONFIG = {
 }
 # Enough to know the rows better than a model that never saw them, which is all that these tests need.
 TRAINING = {
-    "schedule": {"epochs": 6, "retain_batch": 16},
+    "schedule": {"epochs": 14, "retain_batch": 16},
     "optimiser": {"name": "muon", "lr": 0.02, "adamw_lr": 0.01, "decay": "cosine", "floor": 0.05},
     "log_every": 5,
 }

@@ -1,4 +1,4 @@
-"""The command line: quick help, exit codes, one line for a refusal, and what each command hands to `excise.run`."""
+"""The command line: quick help, exit codes, one line for a refusal, and what each command hands to which function."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import os
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import excise
 from excise import cli, errors, recipe
+
+FUNCTIONS = ("demo", "evaluate", "finetune", "plan", "report", "run", "score", "tune")
 
 RESULTS = {
     "format": 1,
@@ -27,15 +30,14 @@ RESULTS = {
 }
 
 
-class Engine(types.ModuleType):
-    """Stands in for `excise.run`: notes what it is asked for, and answers with what the test says."""
+@dataclass
+class Functions:
+    """Stand in for the functions of `excise`: note what they are asked for, and answer with what the test says."""
 
-    def __init__(self) -> None:
-        super().__init__("excise.run")
-        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-        self.answers: dict[str, Any] = {}
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    answers: dict[str, Any] = field(default_factory=dict)
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def function(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **settings: Any) -> Any:
             self.calls.append((name, args, settings))
             answer = self.answers.get(name)
@@ -47,12 +49,10 @@ class Engine(types.ModuleType):
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    import excise
-
-    made = Engine()
-    monkeypatch.setitem(sys.modules, "excise.run", made)
-    monkeypatch.setattr(excise, "run", made, raising=False)
+def functions(monkeypatch: pytest.MonkeyPatch) -> Functions:
+    made = Functions()
+    for name in FUNCTIONS:
+        monkeypatch.setitem(vars(excise), name, made.function(name))  # found before the lazy look-up
     return made
 
 
@@ -98,11 +98,11 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     ids=" ".join,
 )
 def test_usage_errors_are_one_line_and_exit_2(
-    arguments: list[str], engine: Engine, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], functions: Functions, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 2
     captured = capsys.readouterr()
-    assert not engine.calls
+    assert not functions.calls
     assert captured.out == ""
     if arguments:
         assert captured.err.startswith("excise: ")
@@ -130,9 +130,9 @@ def test_a_mistyped_flag_gets_the_nearest_one(capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_exit_codes(
-    raised: BaseException, code: int, engine: Engine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    raised: BaseException, code: int, functions: Functions, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    engine.answers["report"] = raised
+    functions.answers["report"] = raised
     assert cli.main(["report", str(tmp_path)]) == code
     captured = capsys.readouterr()
     assert captured.err.startswith("excise: ")
@@ -140,18 +140,18 @@ def test_exit_codes(
     assert "Traceback" not in captured.err
 
 
-def test_a_bug_is_not_hidden(engine: Engine, tmp_path: Path) -> None:
-    engine.answers["report"] = ZeroDivisionError()
+def test_a_bug_is_not_hidden(functions: Functions, tmp_path: Path) -> None:
+    functions.answers["report"] = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
         cli.main(["report", str(tmp_path)])
 
 
-def test_run_without_a_file(engine: Engine, tmp_path: Path) -> None:
+def test_run_without_a_file(functions: Functions, tmp_path: Path) -> None:
     out = tmp_path / "o"
     given = ["--model", "m", "--forget", "f.jsonl", "--retain=r.jsonl", "--never-seen", "n.jsonl", "--gold", "g"]
     more = ["--optimiser.lr", "5e-5", "--objective.forget.npo.beta=0.2", "--seed", "7", "--include-text", "--resume"]
     assert cli.main(["run", *given, *more, "--out", str(out)]) == 0
-    [(name, (made,), settings)] = engine.calls
+    [(name, (made,), settings)] = functions.calls
     assert name == "run"
     assert settings == {"out": out, "resume": True}
     assert isinstance(made, recipe.Recipe)
@@ -162,28 +162,28 @@ def test_run_without_a_file(engine: Engine, tmp_path: Path) -> None:
     assert made.objective.forget["npo"]["beta"] == 0.2
 
 
-def test_an_unknown_flag_does_not_swallow_the_recipe(engine: Engine, tmp_path: Path) -> None:
+def test_an_unknown_flag_does_not_swallow_the_recipe(functions: Functions, tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text("model: {name: m}\noptimiser: {lr: 5e-5}\n")
     assert cli.main(["run", "--schedule.epochs", "3", str(file), "--optimiser.weight_decay", "0", "--out", "o"]) == 0
-    made = engine.calls[0][1][0]
+    made = functions.calls[0][1][0]
     assert (made.model.name, made.schedule.epochs, made.optimiser.lr) == ("m", 3, 5e-5)
 
 
 @pytest.mark.parametrize("name", ["yes", "1e5", "null", "a: b", "# c", "ünï-😀.jsonl"])
-def test_file_names_that_yaml_would_read_otherwise(name: str, engine: Engine) -> None:
+def test_file_names_that_yaml_would_read_otherwise(name: str, functions: Functions) -> None:
     assert cli.main(["run", "--model", "m", "--forget", name, "--retain", "r", "--out", "o"]) == 0
-    assert engine.calls[0][1][0].data.forget == name
+    assert functions.calls[0][1][0].data.forget == name
 
 
-def test_negative_values_are_values(engine: Engine) -> None:
-    engine.answers["plan"] = {"passes": []}
+def test_negative_values_are_values(functions: Functions) -> None:
+    functions.answers["plan"] = {"passes": []}
     assert cli.main(["plan", "--model", "m", "--objective.forget.ga.weight", "-0.5"]) == 0
-    assert engine.calls[0][1][0].objective.forget["ga"]["weight"] == -0.5
+    assert functions.calls[0][1][0].objective.forget["ga"]["weight"] == -0.5
 
 
-def test_the_other_commands_hand_over(engine: Engine, tmp_path: Path) -> None:
-    engine.answers = {"score": {"privleak": {"value": 1.0}}, "evaluate": RESULTS, "report": tmp_path / "report.html"}
+def test_the_other_commands_hand_over(functions: Functions, tmp_path: Path) -> None:
+    functions.answers = {"score": {"privleak": {"value": 1.0}}, "evaluate": RESULTS, "report": tmp_path / "report.html"}
     file = tmp_path / "r.yaml"
     file.write_text("seed: 3\n")
     for line in (
@@ -196,7 +196,7 @@ def test_the_other_commands_hand_over(engine: Engine, tmp_path: Path) -> None:
     ):
         assert cli.main(line.split()) == 0, line
     made = recipe.load(str(file))
-    assert engine.calls == [
+    assert functions.calls == [
         ("demo", (tmp_path,), {"quick": True, "seed": 5}),
         ("finetune", (recipe.changed(made, {"out": "o"}),), {"resume": False}),
         ("tune", (made, 4), {"study": "s.db", "processes": 2}),
@@ -206,34 +206,43 @@ def test_the_other_commands_hand_over(engine: Engine, tmp_path: Path) -> None:
     ]
 
 
-def test_the_engine_takes_what_the_commands_give() -> None:
-    """The calls above against the real signatures, so that the stand-in cannot drift from them."""
-    from excise import run
-
+def test_the_functions_take_what_the_commands_give() -> None:
+    """The calls above against the real signatures, so that the stand-ins cannot drift from them."""
     out, some = Path("o"), recipe.Recipe()
     for function, args, settings in (
-        (run.demo, (out,), {"quick": True, "seed": 5}),
-        (run.finetune, (some,), {"resume": False}),
-        (run.plan, (some,), {}),
-        (run.run, (some,), {"out": out, "resume": True}),
-        (run.tune, (some, 4), {"study": None, "processes": 1}),
-        (run.evaluate, ("m",), {"suite": "tofu", "against": None, "recipe": None, "out": None}),
-        (run.score, ("a", None), {}),
-        (run.report, (out,), {}),
+        (excise.demo, (out,), {"quick": True, "seed": 5}),
+        (excise.finetune, (some,), {"resume": False}),
+        (excise.plan, (some,), {}),
+        (excise.run, (some,), {"out": out, "resume": True}),
+        (excise.tune, (some, 4), {"study": None, "processes": 1}),
+        (excise.evaluate, ("m",), {"suite": "tofu", "against": None, "recipe": None, "out": None}),
+        (excise.score, ("a", None), {}),
+        (excise.report, (out,), {}),
     ):
         inspect.signature(function).bind(*args, **settings)
 
 
-def test_json_is_json(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
-    engine.answers = {"plan": {"passes": [{"side": "forget", "model": "policy", "layers": 4}], "seconds": 1.5}}
-    engine.answers["score"] = {"model_utility": {"value": 0.5221, "low": None, "high": None, "n": 900}}
+def test_every_public_function_is_documented_and_found_again() -> None:
+    assert {*FUNCTIONS, "recipe", "__version__"} == set(excise.__all__)
+    for name in FUNCTIONS:
+        function = getattr(excise, name)
+        assert callable(function)
+        assert function.__name__ == name
+        assert all(part in function.__doc__ for part in ("Example:", ">>> ")), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = excise.nothing
+
+
+def test_json_is_json(functions: Functions, capsys: pytest.CaptureFixture[str]) -> None:
+    functions.answers = {"plan": {"passes": [{"side": "forget", "model": "policy", "layers": 4}], "seconds": 1.5}}
+    functions.answers["score"] = {"model_utility": {"value": 0.5221, "low": None, "high": None, "n": 900}}
     assert cli.main(["plan", "--model", "m", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == engine.answers["plan"]
+    assert json.loads(capsys.readouterr().out) == functions.answers["plan"]
     assert cli.main(["score", "log.json", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == engine.answers["score"]
+    assert json.loads(capsys.readouterr().out) == functions.answers["score"]
 
 
-def test_tables_say_what_is_not_shown(engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_say_what_is_not_shown(functions: Functions, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     (tmp_path / "report.html").write_text("")
     assert cli.main(["demo", "--out", str(tmp_path)]) == 0
@@ -241,7 +250,7 @@ def test_tables_say_what_is_not_shown(engine: Engine, tmp_path: Path, capsys: py
     assert "0.93 [0.9, 0.96]" in out
     assert "not shown" in out
     assert str(tmp_path / "report.html") in out
-    engine.answers["plan"] = {"passes": [{"side": "forget", "model": "policy", "layers": [4]}], "seconds": 1.5}
+    functions.answers["plan"] = {"passes": [{"side": "forget", "model": "policy", "layers": [4]}], "seconds": 1.5}
     assert cli.main(["plan", "--model", "m"]) == 0
     assert "seconds: 1.5" in capsys.readouterr().out
 

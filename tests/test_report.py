@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-import excise.report
+import excise.reporting
 from excise.artifacts import Number, Results
 from excise.errors import InputRefused
 from excise.metrics.catalogue import METRICS
-from excise.report import checks, numbers
-from excise.report.checks import CHECKS
-from excise.report.verdict import Statement, Verdict, judge
+from excise.reporting import checks, numbers
+from excise.reporting.checks import CHECKS
+from excise.reporting.verdict import Statement, Verdict, judge
 from fake_run import HOSTILE, write_fake_run
 
 SECTIONS = ["verdict", "numbers", "pictures", "findings", "not-tested", "settings", "citations"]
@@ -64,7 +64,7 @@ class Page(html.parser.HTMLParser):
 def built(folder: Path, **options: Any) -> Page:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a missing glyph, an unsteady layout: nothing of that kind is normal
-        path = excise.report.build(write_fake_run(folder, **options).root)
+        path = excise.reporting.build(write_fake_run(folder, **options).root)
     return Page(path.read_text("utf-8"))
 
 
@@ -93,7 +93,7 @@ def test_nothing_runs_and_nothing_is_loaded(tmp_path: Path) -> None:
 
 
 def test_hostile_text_comes_out_as_text_in_every_field(tmp_path: Path) -> None:
-    text = excise.report.build(write_fake_run(tmp_path, hostile=HOSTILE, examples=True).root).read_text("utf-8")
+    text = excise.reporting.build(write_fake_run(tmp_path, hostile=HOSTILE, examples=True).root).read_text("utf-8")
     page = Page(text)
     assert "<svg onload" not in text
     assert "</script" not in text
@@ -120,8 +120,8 @@ def test_ids_of_the_page_are_unique_and_every_reference_hits(tmp_path: Path) -> 
 
 def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
     run = write_fake_run(tmp_path)
-    first = excise.report.build(run.root).read_bytes()
-    assert excise.report.build(run.root).read_bytes() == first
+    first = excise.reporting.build(run.root).read_bytes()
+    assert excise.reporting.build(run.root).read_bytes() == first
 
 
 def test_every_figure_has_words_for_those_who_do_not_see_it(tmp_path: Path) -> None:
@@ -164,20 +164,20 @@ def test_a_run_that_did_not_end_says_so(tmp_path: Path) -> None:
     manifest = json.loads(run.manifest.read_text("utf-8"))
     for status, words in (("running", "Not finished."), ("stopped", "Stopped.")):
         run.manifest.write_text(json.dumps(manifest | {"status": status}), "utf-8")
-        assert words in Page(excise.report.build(tmp_path).read_text("utf-8")).text
+        assert words in Page(excise.reporting.build(tmp_path).read_text("utf-8")).text
 
 
 def test_a_changed_result_is_seen(tmp_path: Path) -> None:
     run = write_fake_run(tmp_path)
-    assert "all unchanged" in Page(excise.report.build(tmp_path).read_text("utf-8")).text
+    assert "all unchanged" in Page(excise.reporting.build(tmp_path).read_text("utf-8")).text
     run.results.write_text(run.results.read_text("utf-8").replace("0.0862", "0.0012"), "utf-8")
-    page = Page(excise.report.build(tmp_path).read_text("utf-8"))
+    page = Page(excise.reporting.build(tmp_path).read_text("utf-8"))
     assert "Changed since the run. No longer as their hashes were recorded: results.json." in page.text
 
 
 def test_an_empty_manifest_is_enough(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format": 1}', "utf-8")
-    Page(excise.report.build(tmp_path).read_text("utf-8"))
+    Page(excise.reporting.build(tmp_path).read_text("utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_an_empty_manifest_is_enough(tmp_path: Path) -> None:
 def test_poor_pictures_do_not_break_the_page(tmp_path: Path, pictures: dict[str, Any]) -> None:
     run = write_fake_run(tmp_path)
     run.pictures.write_text(json.dumps(pictures), "utf-8")
-    Page(excise.report.build(tmp_path).read_text("utf-8"))
+    Page(excise.reporting.build(tmp_path).read_text("utf-8"))
 
 
 def test_reading_a_folder_needs_no_torch(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_reading_a_folder_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_no_run_folder_is_refused(tmp_path: Path) -> None:
-    for function in (excise.report.build, excise.report.summary):
+    for function in (excise.reporting.build, excise.reporting.summary):
         with pytest.raises(InputRefused, match=r"manifest\.json"):
             function(tmp_path)
 
@@ -303,7 +303,7 @@ def test_direction_is_relative_to_the_gold(tmp_path: Path) -> None:
 
 def test_summary_is_plain_strings_with_the_gold(tmp_path: Path) -> None:
     write_fake_run(tmp_path, hostile=HOSTILE)
-    rows = excise.report.summary(tmp_path)
+    rows = excise.reporting.summary(tmp_path)
     assert rows[0][:2] == ["number", "unlearned"]
     assert "gold" in rows[0]
     assert len(rows) == 1 + len(numbers.KEY_NUMBERS)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import excise.report
+import excise.reporting
 from fake_run import HOSTILE, write_fake_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -68,13 +68,13 @@ def chromium(page: Path, *flags: str) -> str:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    return excise.report.build(write_fake_run(folder, examples=True).root)
+    return excise.reporting.build(write_fake_run(folder, examples=True).root)
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
-    return excise.report.build(write_fake_run(folder, examples=True, hostile=HOSTILE).root)
+    return excise.reporting.build(write_fake_run(folder, examples=True, hostile=HOSTILE).root)
 
 
 def measured(page: Path, width: int, *flags: str) -> dict[str, object]:

@@ -14,7 +14,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -205,7 +205,7 @@ class Anatomy:
     scale: float = 1.0
 
     def logits(self, states: Tensor) -> Tensor:
-        """``[..., V]`` logits of normed states, with the soft cap (Gemma 2) and scale (Cohere, Granite) of the model."""
+        """``[..., V]`` logits of normed states, with the model's soft cap (Gemma 2) and scale (Cohere, Granite)."""
         out = self.head(states)
         if self.scale != 1.0:
             out = out * self.scale
@@ -214,7 +214,7 @@ class Anatomy:
     @property
     def vocabulary(self) -> int:
         """Number of logits."""
-        return int(self.head.weight.shape[0])  # type: ignore[union-attr]
+        return int(cast(Tensor, self.head.weight).shape[0])
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -233,16 +233,16 @@ class Anatomy:
         Raises:
             ValueError: The model has no list of blocks, no final norm or no language-model head.
         """
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         config = getattr(model, "config", None)
         cap = getattr(config, "final_logit_softcapping", None)
-        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+        times, over = (float(getattr(config, name, None) or 1.0) for name in ("logit_scale", "logits_scaling"))
         for owner in model.modules():
             for name in _BLOCK_LISTS:
                 blocks = getattr(owner, name, None)
                 norm = next((getattr(owner, n) for n in _NORMS if isinstance(getattr(owner, n, None), nn.Module)), None)
                 if isinstance(blocks, nn.ModuleList) and norm is not None and head is not None:
-                    return Anatomy(owner, name, norm, head, cap, scale)
+                    return Anatomy(owner, name, norm, head, cap, times / over)
         raise ValueError(f"{type(model).__name__}: no transformer blocks, final norm or language-model head found")
 
     def layer(self, index: int) -> int:
@@ -300,7 +300,7 @@ def _recording(anatomy: Anatomy, record_blocks: set[int], stop: int | None) -> I
     if stop is not None:
         setattr(anatomy.owner, anatomy.blocks_name, blocks[:stop])
     own_forward = anatomy.head.__dict__.get("forward")
-    anatomy.head.forward = stand_in  # type: ignore[method-assign]
+    anatomy.head.forward = stand_in
     try:
         yield recorder
     finally:
@@ -308,7 +308,7 @@ def _recording(anatomy: Anatomy, record_blocks: set[int], stop: int | None) -> I
         if own_forward is None:
             del anatomy.head.forward
         else:
-            anatomy.head.forward = own_forward  # type: ignore[method-assign]
+            anatomy.head.forward = own_forward
         if stop is not None:
             setattr(anatomy.owner, anatomy.blocks_name, blocks)
         for handle in handles:
@@ -596,5 +596,5 @@ def lora_factors(model: nn.Module, which: str) -> dict[str, Tensor]:
     for path, module in model.named_modules():
         factors = getattr(module, name, None)
         if isinstance(factors, nn.ModuleDict) and "default" in factors:
-            found[path] = factors["default"].weight
+            found[path] = cast(Tensor, factors["default"].weight)
     return found

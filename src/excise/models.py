@@ -132,7 +132,7 @@ def prepare(model: nn.Module, settings: recipe.Model) -> nn.Module:
         except (TypeError, ValueError) as error:
             raise UsageError(f"model.lora: {_first_line(error)}") from None
         try:
-            model = get_peft_model(model, config)  # type: ignore[arg-type]
+            model = get_peft_model(model, config)
         except ValueError as error:  # modules that the model does not have
             raise UsageError(f"model.lora: {_first_line(error)}") from None
         if settings.gradient_checkpointing:
@@ -208,14 +208,14 @@ def new_tokenizer(texts: Iterable[str], size: int) -> Any:
     if size < 259:
         raise UsageError(f"model.tokenizer_size: {size} is too small; 259 or more (256 bytes, 3 special tokens)")
     inner = Tokenizer(BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=["<s>", "</s>", "<pad>"], show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     inner.train_from_iterator(texts, trainer=trainer)
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])  # type: ignore[assignment]
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
@@ -245,7 +245,7 @@ def load_result(folder: Path, base: recipe.Model | None = None) -> nn.Module:
     from peft import PeftModel
 
     whole = load(base)
-    return PeftModel.from_pretrained(whole, str(folder)).merge_and_unload()  # type: ignore[arg-type]
+    return PeftModel.from_pretrained(whole, str(folder)).merge_and_unload()
 
 
 def context_length(model: nn.Module) -> int | None:

@@ -35,7 +35,7 @@ class Pair(torch.optim.Optimizer):
         """The parts' states."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the parts' states and share their groups again."""
         for part, own in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(own)

@@ -25,21 +25,20 @@ def run(folder: Path) -> None:
     """The summary table of a run folder and the path of its report."""
     results = folder / "results.json"
     if results.is_file():
-        scores(json.loads(results.read_text(encoding="utf-8")))
+        scores(json.loads(results.read_text(encoding="utf-8")), names=SUMMARY)
     print(f"report: {folder / 'report.html'}" if (folder / "report.html").is_file() else f"folder: {folder}")
 
 
-def scores(results: Mapping[str, Any], *, as_json: bool = False) -> None:
-    """Metrics as a table: a column for each model of a run, or one for a single log."""
+def scores(results: Mapping[str, Any], *, as_json: bool = False, names: Sequence[str] | None = None) -> None:
+    """Metrics as a table: a column for each model of a run, or one for a single log; all of them, or those named."""
     if as_json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
         return
     models = results.get("models")
     if models is None:  # the metrics of one log: all of them
         models = {"value": {k: v for k, v in results.items() if isinstance(v, Mapping | int | float) and k != "format"}}
-        names = list(models["value"])
-    else:
-        names = [name for name in SUMMARY if any(name in metrics for metrics in models.values())]
+    if names is None:
+        names = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
     rows = [[name, *(_number(metrics.get(name)) for metrics in models.values())] for name in names]
     _table(["metric", *models], rows)
 

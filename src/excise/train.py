@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from excise import files, optimise, recipe
 from excise.errors import IntegrityFailed, TrainingStopped
-from excise.forward import PER_TOKEN, Anatomy, Batch, Logits, Product, Step, base_side, chunked, passes
+from excise.forward import PER_TOKEN, POLICY, Anatomy, Batch, Logits, Product, Step, base_side, chunked, passes
 from excise.objectives.term import Dual, Ramp, Term
 from excise.schedule import Plan
 
@@ -72,17 +72,19 @@ def _slice(product: Product, value: Any, start: int, stop: int) -> Any:
 
 def freeze_unread(model: nn.Module, anatomy: Anatomy, needs: Sequence[Product]) -> None:
     """Freeze what no term reaches: blocks above the highest layer read, and then the final norm and the head."""
+    if any(p.what == "lora" for p in needs):  # adapter factors are read at every depth
+        return
     highest = 0
-    for wanted in passes(needs).values():
+    for (_, model_read), wanted in passes(needs).items():
+        if model_read != POLICY:
+            continue
         if wanted.head:
             return
         layers = [*wanted.layers, *(j for js in wanted.views.values() for j in js)]
         highest = max([highest, *(anatomy.layer(j) for j in layers)])
-    if highest >= anatomy.depth:
-        anatomy.head.requires_grad_(model.get_input_embeddings().weight is anatomy.head.weight)  # type: ignore[operator]
-        return
     tied = anatomy.head.weight is model.get_input_embeddings().weight  # type: ignore[operator]
-    for module in [*anatomy.blocks[highest:], anatomy.norm, *([] if tied else [anatomy.head])]:
+    above = [*anatomy.blocks[highest:], anatomy.norm] if highest < anatomy.depth else []
+    for module in [*above, *([] if tied else [anatomy.head])]:  # nothing is thawed: an adapter's base stays frozen
         module.requires_grad_(False)
 
 
@@ -151,7 +153,7 @@ class UnlearnTrainer(Trainer):
             ddp_broadcast_buffers=False,
             label_names=[],
         )
-        super().__init__(model=model, args=arguments, callbacks=list(callbacks))  # type: ignore[arg-type]
+        super().__init__(model=model, args=arguments, callbacks=list(callbacks))
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
                 self.remove_callback(callback)
@@ -195,8 +197,11 @@ class UnlearnTrainer(Trainer):
         """The weighted sum of the terms whose sides are present."""
         sides = inputs["sides"]
         active = [t for t in self.terms if all(base_side(p.side) in (None, *sides) for p in t.needs())]
+        if not active:  # fewer rows than micro-batches: the others of the window have them
+            return torch.zeros((), device=self.args.device, requires_grad=True)
         needs = list(dict.fromkeys(p for t in active for p in t.needs()))
-        seed = (self.settings.seed << 24) + inputs["micro"]
+        # By the step: however a step is cut into micro-batches, a row gets the same dropout.
+        seed = (self.settings.seed << 24) + inputs["micro"] // self.settings.schedule.accumulate
         step = Step(
             model, self.anatomy, sides, reference=self.reference, constants=self.constants, seed=seed
         )
@@ -228,12 +233,12 @@ class UnlearnTrainer(Trainer):
                     self._monitor[f"{term.name}/{key}"] = float(value)
         return share
 
-    def weight(self, term: Term) -> float:
-        """The term's weight at this step."""
+    def weight(self, term: Term, *, ago: int = 0) -> float:
+        """The term's weight in the step to come, or the one ``ago`` steps before it (before duals are updated)."""
         if isinstance(term.weight, Dual):
             return self.duals[term.name]
         if isinstance(term.weight, Ramp):
-            return term.weight.at(self.state.global_step / self.plan.steps)
+            return term.weight.at((self.state.global_step - ago) / self.plan.steps)
         return float(term.weight)
 
     # --- between steps --------------------------------------------------------------------------------------------
@@ -251,16 +256,16 @@ class UnlearnTrainer(Trainer):
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         """After each optimizer step: dual weights, the log, then whatever the Trainer does (saving)."""
         if self._window:  # the Trainer calls once more at the end
-            self._after_step(grad_norm)
+            self._after_step(grad_norm, kwargs.get("learning_rate"))
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
         if self.should_stop is not None and self.should_stop(self.state.global_step):
             self.control.should_training_stop = True
 
-    def _after_step(self, grad_norm: Any) -> None:
+    def _after_step(self, grad_norm: Any, lr: float | None) -> None:
         names = sorted(self._window)
         sums = _sum_over_ranks(torch.tensor([self._window[n] for n in names])).tolist()
         means = dict(zip(names, sums, strict=True))
-        weights = {t.name: self.weight(t) for t in self.terms if t.name in means}
+        weights = {t.name: self.weight(t, ago=1) for t in self.terms if t.name in means}
         progress = self.state.global_step / self.plan.steps
         for term in self.terms:
             if isinstance(term.weight, Dual) and term.name in means:
@@ -270,7 +275,7 @@ class UnlearnTrainer(Trainer):
             record: dict[str, Any] = {"loss": sum(weights[n] * means[n] for n in names), "progress": progress}
             record |= {f"terms/{n}": v for n, v in means.items()} | {f"weights/{n}": v for n, v in weights.items()}
             record |= {f"monitor/{k}": v for k, v in self._monitor.items()}
-            record["lr"] = self._get_learning_rate()
+            record["lr"] = self._get_learning_rate() if lr is None else lr
             if grad_norm is not None:
                 record["grad_norm"] = float(grad_norm)
             self.log(record)
@@ -278,15 +283,15 @@ class UnlearnTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """From the recipe (`optimise.optimizer`)."""
-        if self.optimizer is None:
-            self.optimizer = optimise.optimizer(self.model, self.settings.optimiser)
+        if getattr(self, "optimizer", None) is None:
+            self.optimizer: Any = optimise.optimizer(self.model, self.settings.optimiser)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """From the recipe (`optimise.rate`)."""
-        if self.lr_scheduler is None:
+        if getattr(self, "lr_scheduler", None) is None:
             settings = self.settings.optimiser
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.lr_scheduler: Any = torch.optim.lr_scheduler.LambdaLR(
                 optimizer or self.optimizer, lambda step: optimise.rate(step, num_training_steps, settings)
             )
             self._created_lr_scheduler = True
@@ -299,8 +304,11 @@ class UnlearnTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint aside, seal it with the hash of every file, then rename it into place."""
-        super()._save_checkpoint(model, trial)
         staged = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:  # what a killed run left there is not taken along
+            shutil.rmtree(staged, ignore_errors=True)
+        _barrier()
+        super()._save_checkpoint(model, trial)
         _barrier()
         if self.args.should_save:
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads

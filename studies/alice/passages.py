@@ -27,12 +27,12 @@ class Sizes:
     tune: int = 24
     other_alice: int = 36
     never_seen: int = 90
-    stories: int = 160
+    stories: int = 360
     stories_held_out: int = 90
-    classics: int = 90
+    classics: int = 140
 
 
-QUICK = Sizes(forget=12, tune=12, other_alice=12, never_seen=40, stories=50, stories_held_out=40, classics=30)
+QUICK = Sizes(forget=12, tune=12, other_alice=12, never_seen=40, stories=100, stories_held_out=40, classics=40)
 
 
 def shared() -> Path:

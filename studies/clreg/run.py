@@ -155,11 +155,12 @@ class Study:
         folder = self.out / "rows" / row.name
         if (folder / "row.json").is_file():
             return
-        self.models(row.split)
         extra = {k: v for k, v in row.changes.items() if k != "clreg"}
         clreg = row.changes["clreg"]
+        best = self.tuned(row.base, clreg=clreg)
+        self.models(row.split)
         values = self.recipe(row.base, row.split, clreg=CLREG if clreg else None)
-        settings = recipe.changed(recipe.build(values), {**self.tuned(row.base, clreg=clreg), "seed": row.seed})
+        settings = recipe.changed(recipe.build(values), {**best, "seed": row.seed})
         settings = recipe.changed(settings, {f"objective.regularise.clreg.{k}": v for k, v in extra.items()})
         unlearn(settings, out=folder, resume=True, progress=Progress(quiet=True))
         (folder / "row.json").write_text(json.dumps({**row.__dict__, "lr": settings.optimiser.lr, **_weight(settings)}))

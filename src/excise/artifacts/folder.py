@@ -155,8 +155,8 @@ def environment() -> dict[str, str]:
     Nothing here asks git, the network or a package's code: only installed metadata, so it is fast and cannot fail.
 
     Example:
-        >>> sorted(environment())[:2]  # doctest: +SKIP
-        ['accelerate', 'cpus']
+        >>> {"python", "system", "cpus", "torch"} <= set(environment())
+        True
     """
     record = {
         "python": platform.python_version(),

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from excise import artifacts, files, models, recipe, report, world
+from excise import artifacts, files, models, recipe, reporting, world
 from excise.commands import evaluation, sides, training
 from excise.commands.progress import Progress
 
@@ -63,7 +63,7 @@ def demo(
     kept = ("checkpoints", *trained, "without_clreg", "data", "tokenizer")
     artifacts.write_manifest(run, record | {"status": "done", "files": artifacts.hash_files(run, leave_out=kept)})
     with progress.stage("report"):
-        return report.build(run.root)
+        return reporting.build(run.root)
 
 
 def _fresh(folder: Path) -> Path:

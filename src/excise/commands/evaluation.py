@@ -38,7 +38,7 @@ class Measured:
 
 
 def limited(records: Mapping[str, Sequence[Record]], settings: recipe.Evaluate) -> dict[str, list[Record]]:
-    """The rows that are measured: the first ``max_rows`` of each side; the kept ones from ``untouched`` if there are."""
+    """The measured rows: the first ``max_rows`` of each side; of the kept ones, ``untouched`` where it is given."""
     kept = {side: list(rows)[: settings.max_rows] for side, rows in records.items()}
     if "untouched" in kept:  # every number about what is kept is read from rows that unlearning did not train on
         kept.pop("retain", None)
@@ -48,15 +48,18 @@ def limited(records: Mapping[str, Sequence[Record]], settings: recipe.Evaluate) 
 
 
 def refuse_unfit(given: sides.Sides, tokenizer: Any, settings: recipe.Recipe) -> None:
-    """Refuse what measuring would stumble over, before anything is written: rows that do not fit, a gold that is none.
+    """Cut long texts, and refuse what measuring would stumble over before anything is written: rows, or a gold.
 
     Raises:
         InputRefused: Naming file and line, or the gold.
     """
-    how = sides.encoding(settings.data, context=getattr(models.read_config(settings.model), "max_position_embeddings", None))
+    how = sides.encoding(
+        settings.data, context=getattr(models.read_config(settings.model), "max_position_embeddings", None)
+    )
+    sides.cut(given, tokenizer, how)
     sides.refuse_unfit(limited(given.records, settings.evaluate), tokenizer, settings.data, how)
     if settings.evaluate.gold:
-        folder = _weights(settings.evaluate.gold)
+        folder = weights(settings.evaluate.gold)
         if not (Path(folder) / "adapter_config.json").is_file():
             models.read_config(recipe.Model(name=folder))
 
@@ -185,7 +188,9 @@ def write(
         numbers, pictures = judge(measured, records, settings)
         names = [n for n in measured if n not in (artifacts.ORIGINAL, artifacts.GOLD)]
         logs = {name: log if name == artifacts.UNLEARNED else () for name in names}
-        pictures["findings"] = [f for name in names for f in findings.findings(numbers, logs[name], name=name)]
+        pictures["findings"] = [
+            {**found, "model": name} for name in names for found in findings.findings(numbers, logs[name], name=name)
+        ]
         for name, own in measured.items():
             for side, table in own.tables.items():
                 path = run.table(name, side)
@@ -193,9 +198,7 @@ def write(
                 save_table(table, path)
         if settings.evaluate.include_text:
             artifacts.write_examples(run, _examples(measured, records))
-        shown = {
-            model: {k: artifacts.Number.of(v) for k, v in own.items()} for model, own in numbers.items()
-        }
+        shown = {model: {k: artifacts.Number.of(v) for k, v in own.items()} for model, own in numbers.items()}
     results = artifacts.Results(shown, progress.seconds)
     artifacts.write_pictures(run, pictures)
     artifacts.write_results(run, results)
@@ -230,7 +233,7 @@ def measure_named(
 
 def load_for_measuring(name: str, settings: recipe.Recipe) -> tuple[nn.Module, Any]:
     """A model to be measured, in its own precision, and its tokenizer; a run folder stands for its model."""
-    place, base = _weights(name), settings.model
+    place, base = weights(name), settings.model
     revision = base.revision if name == base.name else None
     if (Path(place) / "adapter_config.json").is_file():
         model = models.load_result(Path(place), base)
@@ -242,7 +245,7 @@ def load_for_measuring(name: str, settings: recipe.Recipe) -> tuple[nn.Module, A
     return model, models.load_tokenizer(own, revision)
 
 
-def _weights(name: str) -> str:
+def weights(name: str) -> str:
     """Where the weights of a hub id, a model folder or a run folder lie."""
     folder = Path(name)
     return str(folder / "model") if (folder / "manifest.json").is_file() else name

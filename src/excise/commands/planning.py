@@ -32,19 +32,15 @@ def plan(settings: recipe.Recipe) -> dict[str, Any]:
         >>> plan(recipe.load("run.yaml"))["passes"]  # doctest: +SKIP
         [{'side': 'forget', 'model': 'policy', 'layers': [16]}, {'side': 'retain', 'model': 'policy', 'layers': [16]}]
     """
-    from transformers import AutoConfig
-
     given = sides.read(settings.data, seed=settings.seed)
     terms = objective.terms(settings.objective)
     objective.check_sides(terms, given.records)
-    if settings.model.config is not None:
-        fields = dict(settings.model.config)
-        config = AutoConfig.for_model(fields.pop("model_type", "llama"), **fields)
-    else:
-        config = _config(settings.model)
+    config = models.read_config(settings.model)
+    objective.check_layers(terms, int(config.num_hidden_layers))
     tokenizer = models.load_tokenizer(settings.model.tokenizer or settings.model.name, settings.model.revision)
     names = objective.sides_read(terms)
     context = getattr(config, "max_position_embeddings", None)
+    sides.cut(given, tokenizer, sides.encoding(settings.data, context=context))
     rows = sides.encode(given, names, tokenizer, settings.data, seed=settings.seed, context=context)
     needs = objective.needs(terms)
     size = _Size(config, settings, rows, Plan(rows.counts, settings.schedule, settings.seed))
@@ -71,18 +67,6 @@ def plan(settings: recipe.Recipe) -> dict[str, Any]:
         "seconds": size.seconds(cost),
         "warnings": given.warnings,
     }
-
-
-def _config(settings: recipe.Model) -> Any:
-    from transformers import AutoConfig
-
-    from excise.errors import InputRefused
-
-    try:
-        return AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
-    except Exception as error:
-        line = str(error).strip().splitlines()[0][:200]
-        raise InputRefused(f"{settings.name}: no model can be loaded ({line})") from None
 
 
 def _layer(index: int, depth: int) -> int:

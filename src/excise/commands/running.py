@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from excise import artifacts, recipe, report
+from excise import artifacts, recipe, reporting
 from excise.commands import evaluation, objective, sides, training
 from excise.commands.progress import Progress
 
@@ -39,7 +39,7 @@ def run(
     progress = progress or Progress()
     folder, done = training.standing(settings, resume=resume)
     if done:
-        return folder.report if folder.report.is_file() else report.build(folder.root)
+        return folder.report if folder.report.is_file() else reporting.build(folder.root)
     given = sides.read(settings.data, seed=settings.seed)
     objective.check_sides(objective.terms(settings.objective), given.records)
     prepared = training.prepare_unlearning(settings, given, resume=resume)
@@ -62,4 +62,4 @@ def run(
         extra = {"files": artifacts.hash_files(folder)}
         artifacts.write_manifest(folder, training.manifest(prepared, "done", progress, extra))
         with progress.stage("report"):
-            return report.build(folder.root)
+            return reporting.build(folder.root)

@@ -6,8 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from excise import artifacts, files, recipe
-from excise import report as pages
+from excise import artifacts, files, models, recipe, reporting
 from excise.commands import evaluation, sides
 from excise.commands.progress import Progress
 from excise.errors import InputRefused, UsageError
@@ -67,19 +66,22 @@ def evaluate(
     )
     settings = dataclasses.replace(settings, evaluate=options)
     progress = progress or Progress()
+    run = artifacts.RunFolder(Path(out)) if out is not None else None
+    if run is not None and run.root.is_dir() and any(run.root.iterdir()):
+        raise UsageError(f"{out}: the folder is not empty; name another")
     given = sides.read(settings.data, seed=settings.seed)
+    own = settings.model.tokenizer or settings.model.name
+    tokenizer = models.load_tokenizer(own or evaluation.weights(str(model)), settings.model.revision if own else None)
+    evaluation.refuse_unfit(given, tokenizer, settings)
     records = evaluation.limited(given.records, options)
     names = {"original": settings.model.name, "gold": options.gold, "unlearned": str(model)}
     measured = {}
     for name, place in names.items():
         if place and not (name == "original" and place == str(model)):
             measured[name] = evaluation.measure_named(name, place, records, settings, progress)
-    if out is None:
+    if run is None:
         numbers, _ = evaluation.judge(measured, records, settings)
         return artifacts.finite({"format": artifacts.FORMAT, "models": numbers, "seconds": progress.seconds})
-    run = artifacts.RunFolder(Path(out))
-    if run.root.is_dir() and any(run.root.iterdir()):
-        raise UsageError(f"{out}: the folder is not empty; name another")
     evaluation.write(run, measured, records, settings, progress)
     files.write_text(run.recipe, _dump(settings))
     artifacts.write_manifest(run, {
@@ -87,7 +89,7 @@ def evaluate(
         "model": {"name": str(model)}, "data": given.sources, "terms": [], "warnings": given.warnings,
         "files": artifacts.hash_files(run),
     })  # fmt: skip
-    pages.build(run.root)
+    reporting.build(run.root)
     return run.root
 
 
@@ -149,4 +151,4 @@ def report(run: str | Path) -> Path:
     """
     if not Path(run).is_dir():
         raise InputRefused(f"{run}: no such folder: give the folder that a run wrote")
-    return pages.build(run)
+    return reporting.build(run)

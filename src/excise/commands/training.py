@@ -42,11 +42,11 @@ class _Log(TrainerCallback):
             return
         row: dict[str, Any] = {"step": state.global_step}
         for name, value in logs.items():
-            head, _, rest = name.partition("/")
+            head, _slash, rest = name.partition("/")
             if rest:
-                row.setdefault(head, {})[rest] = value
+                row.setdefault(head, {}).update({rest: value})
             elif name != "epoch":
-                row[name] = value
+                row.update({name: value})
         artifacts.append_log(self.run, row)
 
 

@@ -1,6 +1,6 @@
 """Everything that the page says, gathered from the run folder; the template only sets it.
 
-Every string that comes from the folder passes `excise.report.words.visible` once (nothing in it acts on a terminal)
+Every string that comes from the folder passes `excise.reporting.words.visible` once (nothing in it acts on a terminal)
 and Jinja2's escaping later (nothing in it acts on a page).
 """
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from excise import artifacts
 from excise.artifacts import GOLD, ORIGINAL, Manifest, Results, RunFolder
-from excise.report import figures, numbers, record
-from excise.report.checks import KEEP_SHARE, forget_limit
-from excise.report.record import as_list, as_map
-from excise.report.style import model_title
-from excise.report.verdict import Statement, judge
-from excise.report.words import seconds, visible
+from excise.reporting import figures, numbers, record
+from excise.reporting.checks import KEEP_SHARE, forget_limit
+from excise.reporting.record import as_list, as_map
+from excise.reporting.style import model_title
+from excise.reporting.verdict import Statement, judge
+from excise.reporting.words import seconds, visible
 
 CAUTION = "These are findings of tests, not a proof: they say what was seen, with the methods and the data named below."
 GLYPHS = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from excise.artifacts import GOLD, ORIGINAL, Number, Results
-from excise.report.words import number, percent, times
+from excise.reporting.words import number, percent, times
 
 Kind = Literal["like", "short", "over", "harm", "unknown"]
 Outcome = tuple[Kind, str]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from excise.artifacts import GOLD, ORIGINAL, Number, Results
 from excise.metrics.catalogue import METRICS, label
-from excise.report.style import model_title
-from excise.report.words import NOT_SHOWN, interval, number, times
+from excise.reporting.style import model_title
+from excise.reporting.words import NOT_SHOWN, interval, number, times
 
 #: Rows that are always there, "not shown" where the run has no value.
 KEY_NUMBERS = (

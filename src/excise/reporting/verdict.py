@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from excise.artifacts import Results
-from excise.report.checks import CHECKS, Evidence, Kind
-from excise.report.words import NOT_SHOWN, interval, number
+from excise.reporting.checks import CHECKS, Evidence, Kind
+from excise.reporting.words import NOT_SHOWN, interval, number
 
 #: The word printed beside each check, so that nothing hangs on colour.
 KIND_WORDS: dict[Kind, str] = {

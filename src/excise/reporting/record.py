@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from excise.artifacts import Manifest, Results
-from excise.report import numbers
-from excise.report.style import side_title
-from excise.report.words import NOT_SHOWN
+from excise.reporting import numbers
+from excise.reporting.style import side_title
+from excise.reporting.words import NOT_SHOWN
 
 #: Files that a page is made from, checked against their recorded hashes.
 READ = ("recipe.yaml", "results.json", "pictures.json", "log.jsonl", "examples.json")

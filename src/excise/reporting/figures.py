@@ -17,9 +17,18 @@ from markupsafe import Markup
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from excise.artifacts import Number
-from excise.report.style import STAND_INS, Look, key_mark, model_look, model_title, side_look, side_title, target_mark
-from excise.report.svg import STYLE, canvas_of, inline, log_ticks, plain_ticks
-from excise.report.words import number
+from excise.reporting.style import (
+    STAND_INS,
+    Look,
+    key_mark,
+    model_look,
+    model_title,
+    side_look,
+    side_title,
+    target_mark,
+)
+from excise.reporting.svg import STYLE, canvas_of, inline, log_ticks, plain_ticks
+from excise.reporting.words import number
 
 _MOST_POINTS = 150  # per side and model on a map: enough to see the shape, small enough to mail
 _MOST_STEPS = 240  # per loss curve
@@ -200,7 +209,7 @@ def state_map(picture: Mapping[str, Any], others: Sequence[str]) -> Figure | Non
         "Where the records lie inside the model",
         f"Each mark is one record's inner state, brought down to two dimensions ({method}), the same axes in every "
         f"panel.{share} For the gold, forgotten records are never-seen ones as well. A cluster of their own, where the "
-        "gold has none, is a trace.",
+        "gold has none, is a trace; seeing none proves nothing, because two dimensions show only a part.",
         panels,
         tuple(Key(key_mark(side_look(side), line=False), side_title(side)) for side in drawn),
     )

@@ -1,7 +1,7 @@
 """How models and sides look in every figure: one colour and one marker each, safe for colour-blind readers.
 
 Colours are CSS variables, so that the same drawing is legible on paper, on a light and on a dark screen. matplotlib
-knows no CSS variables: each variable is drawn in a stand-in colour that `excise.report.figures` replaces afterwards.
+knows no CSS variables: each variable is drawn in a stand-in colour that `excise.reporting.figures` replaces afterwards.
 """
 
 from __future__ import annotations

@@ -6,10 +6,8 @@ Only saved files are read: no torch, no transformers, no model, no network. The 
 
 from __future__ import annotations
 
-import sys
 from importlib import resources
 from pathlib import Path
-from types import ModuleType
 
 from excise import artifacts
 from excise.files import write_text
@@ -39,9 +37,9 @@ def render(run: artifacts.RunFolder) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    from excise.report.page import gather
+    from excise.reporting.page import gather
 
-    templates = resources.files("excise.report").joinpath("templates")
+    templates = resources.files("excise.reporting").joinpath("templates")
     style = Markup(templates.joinpath("report.css").read_text("utf-8").strip())
     source = templates.joinpath("report.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -54,19 +52,8 @@ def summary(run_dir: str | Path) -> list[list[str]]:
     Raises:
         InputRefused: No run folder, or its results cannot be read.
     """
-    from excise.report.numbers import summary_rows
-    from excise.report.words import visible
+    from excise.reporting.numbers import summary_rows
+    from excise.reporting.words import visible
 
     rows: list[list[str]] = visible(summary_rows(artifacts.read_results(artifacts.open_run(run_dir))))
     return rows
-
-
-class _Callable(ModuleType):
-    """Importing this package binds its name in `excise`, where the command ``report`` stands: so it is that command."""
-
-    def __call__(self, run_dir: str | Path) -> Path:
-        """See `build`."""
-        return build(run_dir)
-
-
-sys.modules[__name__].__class__ = _Callable
