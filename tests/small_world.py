@@ -53,8 +53,8 @@ class SmallWorld:
         values: dict[str, Any] = {
             "model": {"name": str(self.original), "precision": "fp32"},
             "data": {side: str(path) for side, path in self.sides.items()},
-            "schedule": {"steps": 4, "forget_batch": 8, "retain_batch": 8},
-            "optimiser": {"lr": 1e-3},
+            "schedule": {"steps": 6, "forget_batch": 8, "retain_batch": 8},
+            "optimiser": {"lr": 2e-3},
             "evaluate": {"gold": str(self.gold), "generate": 6, "max_rows": 10, "relearn_steps": [0, 1, 2]},
         }
         if out is not None:

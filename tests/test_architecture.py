@@ -169,7 +169,7 @@ def test_the_rule_sees_hidden_imports() -> None:
     assert not _allowed("reporting.page", "run")
     assert not _allowed("metrics.catalogue", "metrics.scores")
     assert not _allowed("metrics", "metrics.measure")
-    assert _allowed("reporting.page", "report.style")
+    assert _allowed("reporting.page", "reporting.style")
     assert _allowed("attacks", "metrics.measure")
     assert _rule("nothing_like_this") is None
 
@@ -182,10 +182,10 @@ def test_light_modules_never_name_torch(name: str) -> None:
     assert not [text for text in heavy if text.split(": ")[1].split(".")[0] in HEAVY - {"datasets", "accelerate"}]
 
 
-@pytest.mark.parametrize("group", ["excise", "excise.cli", "report"])
+@pytest.mark.parametrize("group", ["excise", "excise.cli", "reporting"])
 def test_importing_stays_light(group: str) -> None:
     """What is imported with the module itself, in a process of its own."""
-    modules = [group] if group != "report" else [f"excise.{n}" for n in SOURCES if _fits(n, "report")]
+    modules = [group] if group != "reporting" else [f"excise.{n}" for n in SOURCES if _fits(n, "reporting")]
     code = (
         f"import importlib, sys\nfor m in {modules!r}: importlib.import_module(m)\n"
         f"heavy = {sorted(HEAVY)!r}\nprint([m for m in heavy if m in sys.modules])"

@@ -44,7 +44,9 @@ def batch() -> Batch:
 
 def plain(net: nn.Module, given: Batch) -> Any:
     """What transformers itself says of a batch."""
-    return net(input_ids=given.input_ids, attention_mask=given.attention_mask, output_hidden_states=True, use_cache=False)
+    return net(
+        input_ids=given.input_ids, attention_mask=given.attention_mask, output_hidden_states=True, use_cache=False
+    )
 
 
 def oracle_logp(out: Any, given: Batch) -> list[list[Tensor]]:
@@ -155,8 +157,8 @@ def test_recomputed_activations_give_the_same_gradients(kind: str, adapter: bool
     value = loss()
     want = tiny.gradients(net, value)
     if adapter:
-        net.enable_input_require_grads()
-    net.activation_checkpointing_enable()
+        net.enable_input_require_grads()  # type: ignore[operator]
+    net.activation_checkpointing_enable()  # type: ignore[operator]
     again = loss()
     got = tiny.gradients(net, again)
     torch.testing.assert_close(again, value, rtol=0, atol=0)
@@ -276,7 +278,9 @@ def test_the_reference_costs_no_pass_and_products_are_made_once() -> None:
 
     with counted(net) as calls:
         step = tiny.step_of(net, ("forget", batch()), reference=stored)
-        made = step.run([seq_logp("forget", REFERENCE), token_logp("forget", REFERENCE), token_logp("forget", REFERENCE)])
+        made = step.run(
+            [seq_logp("forget", REFERENCE), token_logp("forget", REFERENCE), token_logp("forget", REFERENCE)]
+        )
     assert calls.model == 0
     assert asked == [token_logp("forget", REFERENCE)]
     assert made[seq_logp("forget", REFERENCE)].shape == (5,)
@@ -340,7 +344,7 @@ def test_chunks_change_neither_values_nor_gradients(kind: str, width: int, monke
     logp, loss, whole = values()
     want = tiny.gradients(net, logp.sum() + loss.sum())
     assert whole == [len(logp)] * 2
-    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", width * tiny.VOCABULARY)
+    monkeypatch.setattr("excise.forward.compute.CHUNK_ELEMENTS", width * tiny.VOCABULARY)
     in_chunks, loss_in_chunks, sizes = values()
     assert max(sizes) == width
     assert sum(sizes) == 2 * len(logp)
@@ -358,14 +362,18 @@ def test_a_chunk_cuts_tokens_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
     one_each = torch.zeros_like(attended, dtype=torch.bool)
     one_each[:, 4] = True  # three rows with one label each: as many rows as tokens
     given = Batch(ids, attended, one_each, (0, 1, 2), {"number": torch.tensor([1.0, 2.0, 4.0])})
-    inputs = {"term_logits": logits("forget"), "rows": token_rows("forget"), "number": forward.column("forget", "number")}
+    inputs = {
+        "term_logits": logits("forget"),
+        "rows": token_rows("forget"),
+        "number": forward.column("forget", "number"),
+    }
 
     def weighted(term_logits: Tensor, rows: Tensor, number: Tensor) -> Tensor:
         return number[rows] * term_logits.logsumexp(-1)
 
     term = Term("weighted", weighted, inputs, over="forget", per="token")
     want = train.value_of(term, tiny.step_of(net, ("forget", given)).run(term.needs()))
-    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", tiny.VOCABULARY)
+    monkeypatch.setattr("excise.forward.compute.CHUNK_ELEMENTS", tiny.VOCABULARY)
     got = train.value_of(term, tiny.step_of(net, ("forget", given)).run(term.needs()))
     torch.testing.assert_close(got, want)
 
@@ -375,7 +383,13 @@ def test_a_chunk_cuts_tokens_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
 
 def test_batch_products_by_loops() -> None:
     given = DATA.batch("forget", [2, 0, 4])
-    needs = [label_count("forget"), token_rows("forget"), token_index("forget"), labels("forget"), mask("forget", "last")]
+    needs = [
+        label_count("forget"),
+        token_rows("forget"),
+        token_index("forget"),
+        labels("forget"),
+        mask("forget", "last"),
+    ]
     made = tiny.step_of(tiny.model(), ("forget", given)).run(needs)
     rows, index, tokens = [], [], []
     for r in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -120,10 +121,11 @@ def test_an_optimizer_goes_on_from_its_saved_state(name: str) -> None:
     assert tiny.apart(before, tiny.weights(again)) == 0
 
 
+DECAYS = ["linear", "cosine", "constant"]
 shapes = st.builds(
     recipe.Optimiser,
     warmup=st.floats(0, 1),
-    decay=st.sampled_from(["linear", "cosine", "constant"]),
+    decay=st.sampled_from(DECAYS),
     floor=st.floats(0, 0.9),
 )
 
@@ -135,7 +137,7 @@ def test_the_rate_rises_once_then_never_again(steps: int, settings: recipe.Optim
     warm = round(settings.warmup * steps)
     assert values[:warm] == pytest.approx([(step + 1) / warm for step in range(warm)])
     rest = values[warm:]
-    assert all(a >= b - 1e-12 for a, b in zip(rest, rest[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in pairwise(rest))
     if rest:
         assert rest[0] == pytest.approx(1)
         assert min(rest) >= settings.floor - 1e-12
@@ -143,7 +145,7 @@ def test_the_rate_rises_once_then_never_again(steps: int, settings: recipe.Optim
 
 
 def test_shapes_of_decay_at_half_way() -> None:
-    half = {kind: rate(50, 100, recipe.Optimiser(warmup=0, decay=kind)) for kind in ("linear", "cosine", "constant")}  # type: ignore[arg-type]
+    half = {k: rate(50, 100, recipe.build({"optimiser": {"warmup": 0, "decay": k}}).optimiser) for k in DECAYS}
     assert half == pytest.approx({"linear": 0.5, "cosine": 0.5, "constant": 1.0})
     quarter = rate(25, 100, recipe.Optimiser(warmup=0, decay="cosine", floor=0.2))
     assert quarter == pytest.approx(0.2 + 0.8 * 0.5 * (1 + 2**-0.5))

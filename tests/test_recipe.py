@@ -172,7 +172,9 @@ def test_environment_variables_are_filled_in(monkeypatch: pytest.MonkeyPatch) ->
 words = st.text(st.characters(codec="utf-8", exclude_characters="$", exclude_categories=("Cs", "Cc")), max_size=12)
 reals = st.floats(allow_nan=False, allow_infinity=False)
 settings_of_terms = st.dictionaries(
-    words, st.dictionaries(words, reals | st.integers() | st.booleans() | st.none() | st.lists(st.integers())), max_size=3
+    words,
+    st.dictionaries(words, reals | st.integers() | st.booleans() | st.none() | st.lists(st.integers())),
+    max_size=3,
 )
 
 
@@ -191,7 +193,9 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     if args:
         found = [values_of(a) for a in args if a is not type(None)]
         return st.one_of(*found, *([st.none()] if type(None) in args else []))
-    return {int: st.integers(-(2**40), 2**40), float: reals, bool: st.booleans(), str: words, type(None): st.none()}[kind]
+    return {int: st.integers(-(2**40), 2**40), float: reals, bool: st.booleans(), str: words, type(None): st.none()}[
+        kind
+    ]
 
 
 def a_share_is_no_path(section: Any) -> bool:
@@ -237,7 +241,7 @@ def test_sections_are_documented_and_frozen() -> None:
     for kind in (recipe.Model, recipe.Data, recipe.Schedule, recipe.Optimiser, recipe.Evaluate):
         assert kind.__doc__
         with pytest.raises(dataclasses.FrozenInstanceError):
-            kind().x = 1  # type: ignore[attr-defined]
+            setattr(kind(), dataclasses.fields(kind)[0].name, 1)
     for kind in (recipe.Model, recipe.Data, recipe.Schedule, recipe.Evaluate):
         missing = [f.name for f in dataclasses.fields(kind) if f"{f.name}:" not in (kind.__doc__ or "")]
         assert not missing, f"{kind.__name__}: {missing} have no sentence"

@@ -11,7 +11,9 @@ from torch import nn
 import tiny
 from excise import forward, reference, train
 from excise.forward import REFERENCE, Anatomy, Batch, Logits, Product, hidden, logits, pooled, seq_logp, token_logp
-from excise.objectives import kl, npo, rmu_retain, undial
+from excise.objectives.forget import npo
+from excise.objectives.forget_wide import undial
+from excise.objectives.retain import kl, rmu_retain
 
 DATA = tiny.Data({"forget": 7, "retain": 5})
 HOWS = ("attended", "answer", "last")
@@ -53,9 +55,7 @@ def check(stored: reference.Reference, net: nn.Module, side: str, given: Batch) 
 
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
-def test_stored_is_live_for_any_batch_and_stays_so(
-    kind: str, in_memory: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stored_is_live_for_any_batch_and_stays_so(kind: str, in_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not in_memory:
         monkeypatch.setattr(reference, "IN_MEMORY", 0)
     net = tiny.model(kind)
@@ -75,7 +75,9 @@ def test_one_pass_a_side_and_one_tensor_for_what_shares_it() -> None:
     net = tiny.model().train()
     calls = []
     handle = net.register_forward_hook(lambda *_: calls.append(net.training))
-    stored = store(net, [seq_logp("forget", REFERENCE), token_logp("forget", REFERENCE), token_logp("retain", REFERENCE)])
+    stored = store(
+        net, [seq_logp("forget", REFERENCE), token_logp("forget", REFERENCE), token_logp("retain", REFERENCE)]
+    )
     handle.remove()
     assert calls == [False] * 5  # 7 and 5 rows, three at a time; without dropout
     assert net.training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,17 +117,12 @@ def test_gradients_are_clipped_at_their_norm(tmp_path: Path) -> None:
     norms = []
     for clip in (0.0, 1e-3, 1e9):
         run = Run(tmp_path / str(clip), [nll()], schedule={"steps": 1}, optimiser={"clip": clip})
-        run.trainer.create_optimizer = lambda r=run: _sgd(r)  # type: ignore[assignment,misc]
+        run.trainer.optimizer = torch.optim.SGD(run.net.parameters(), lr=1.0)
         norms.append((run.go().log[0]["grad_norm"], _length(run)))
     (free, length), (same, short), (again, full) = norms
     assert free == pytest.approx(same) == pytest.approx(again)  # the log tells the norm before clipping
     assert length == pytest.approx(full, rel=1e-4) == pytest.approx(free, rel=1e-4)
     assert short == pytest.approx(1e-3, rel=1e-3)
-
-
-def _sgd(run: Run) -> Any:
-    run.trainer.optimizer = torch.optim.SGD(run.net.parameters(), lr=1.0)
-    return run.trainer.optimizer
 
 
 def _length(run: Run) -> float:
@@ -167,9 +163,7 @@ def failing(kind: str, at_call: int) -> Term:
     ("inf", r"step 3: the term 'rotten' is not finite"),
     ("gradient", r"step 3: the gradient is not finite \(terms: .*rotten"),
 ])  # fmt: skip
-def test_what_is_not_finite_stops_before_a_weight_changes(
-    tmp_path: Path, kind: str, message: str, clip: float
-) -> None:
+def test_what_is_not_finite_stops_before_a_weight_changes(tmp_path: Path, kind: str, message: str, clip: float) -> None:
     """The third step is refused, in its second micro-batch: weights are bit for bit those of a run of two steps."""
     cut = {"steps": 5, "accumulate": 2, "forget_batch": 2, "retain_batch": 2}
     more: dict[str, Any] = {"optimiser": {"clip": clip, "decay": "constant", "warmup": 0}, "schedule": cut}
@@ -263,8 +257,6 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.parametrize("how", ["bit", "torn", "missing", "added", "unfinished"])
 def test_a_spoilt_checkpoint_is_not_used(tmp_path: Path, begun: Run, how: str) -> None:
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(begun.out, folder)
     assert [p.name for p in train.checkpoints(folder)] == ["checkpoint-2", "checkpoint-4"]
@@ -355,7 +347,9 @@ def test_terms_on_a_low_layer_leave_everything_above_alone(tmp_path: Path) -> No
     run = Run(tmp_path, terms, constants={"rmu_direction": rmu_direction(tiny.WIDTH)}).go()
     moved = {n for n in run.before if not torch.equal(run.before[n], run.weights[n])}
     assert moved == {n for n in run.before if ".layers.0." in n or "embed_tokens" in n}
-    above = {n for n in run.before if ".layers.1." in n or ".layers.2." in n or "lm_head" in n or n == "model.norm.weight"}
+    above = {
+        n for n in run.before if ".layers.1." in n or ".layers.2." in n or "lm_head" in n or n == "model.norm.weight"
+    }
     assert above <= frozen(run.net)
 
 
@@ -412,7 +406,9 @@ def test_a_row_says_what_a_step_did(tmp_path: Path) -> None:
     assert [row["progress"] for row in run.log] == [0.25, 0.5, 0.75, 1.0]
     assert [row["lr"] for row in run.log] == pytest.approx([5e-3, 1e-2, 1e-2, 5e-3])  # the rate of this step
     for row in run.log:
-        assert row["loss"] == pytest.approx(2 * row["terms/npo"] + row["terms/nll"] + 0.5 * row["terms/clreg"], rel=1e-6)
+        assert row["loss"] == pytest.approx(
+            2 * row["terms/npo"] + row["terms/nll"] + 0.5 * row["terms/clreg"], rel=1e-6
+        )
         assert row["grad_norm"] > 0
         assert -1 <= row["monitor/clreg/positive_cosine"] <= 1
         json.dumps(row, allow_nan=False)

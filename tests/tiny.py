@@ -45,9 +45,8 @@ def model(kind: str = "llama", *, seed: int = 0, depth: int = DEPTH, **fields: A
     sizes = dict(zip(names, (WIDTH, depth, 4), strict=True))
     inner = {} if kind == "gpt2" else {"intermediate_size": 48}
     special = {"bos_token_id": 1, "eos_token_id": 2}
-    config = AutoConfig.for_model(
-        kind, vocab_size=VOCABULARY, initializer_range=0.1, **special, **sizes, **inner, **{**ARCHITECTURES[kind], **fields}
-    )
+    own = {**special, **sizes, **inner, **ARCHITECTURES[kind], **fields}
+    config = AutoConfig.for_model(kind, vocab_size=VOCABULARY, initializer_range=0.1, **own)
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -60,12 +59,12 @@ def adapted(base: nn.Module, **fields: Any) -> nn.Module:
 
     torch.manual_seed(7)
     settings = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **fields}
-    out = get_peft_model(base, LoraConfig(**settings))  # type: ignore[arg-type]
+    out = get_peft_model(base, LoraConfig(**settings))
     with torch.no_grad():
         for name, parameter in out.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.1)
-    return out  # type: ignore[return-value]
+    return out
 
 
 class Data:
@@ -85,7 +84,10 @@ class Data:
         """Rows as tensors, with ``extra`` more columns of padding than needed."""
         rows = [self.rows[side][i] for i in indices]
         length = max(map(len, rows)) + extra
-        ids, attended = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
+        ids, attended = (
+            torch.zeros(len(rows), length, dtype=torch.long),
+            torch.zeros(len(rows), length, dtype=torch.long),
+        )
         labelled = torch.zeros(len(rows), length, dtype=torch.bool)
         for i, row in enumerate(rows):
             start = 0 if self.pad == "right" else length - len(row)

@@ -205,7 +205,9 @@ def load(source: str | None, overrides: Sequence[tuple[str, str]] = ()) -> Recip
     """Read a recipe: a YAML file or the name of one that ships with the package, then ``key.sub value`` overrides.
 
     A relative path inside a recipe file is relative to the working directory; ``${EXCISE_SHARED}`` and other
-    environment variables are expanded in strings.
+    environment variables are expanded in strings. ``extends: NAME`` (or a list of names or files) begins with other
+    recipes: later ones and the file's own values win, field by field (``optimiser.lr``, ``objective.forget``). A field
+    is replaced whole, so naming the forget terms says which there are.
 
     Raises:
         UsageError: No such recipe, YAML that does not parse, or a bad key or value.
@@ -219,12 +221,41 @@ def load(source: str | None, overrides: Sequence[tuple[str, str]] = ()) -> Recip
     return build(values)
 
 
-def read_yaml(source: str) -> dict[str, Any]:
-    """The plain values of a recipe file, or of a recipe that ships with the package.
+def read_yaml(source: str, inside: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The plain values of a recipe file, or of a recipe that ships with the package, on top of those that it extends.
+
+    Args:
+        source: A file or a name.
+        inside: The recipes that extend this one, outermost first.
 
     Raises:
-        UsageError: As in `load`.
+        UsageError: As in `load`, and for recipes that extend each other in a circle.
     """
+    values = _yaml(source)
+    parents = values.pop("extends", None) or []
+    if isinstance(parents, str):
+        parents = [parents]
+    if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
+        raise UsageError(f"{source}: extends: give the name of a recipe, or a list of names")
+    merged: dict[str, Any] = {}
+    for parent in parents:
+        if parent in (*inside, source):
+            raise UsageError(f"{source}: extends: {' -> '.join([*inside, source, parent])} is a circle")
+        _lay_over(merged, read_yaml(parent, (*inside, source)))
+    _lay_over(merged, values)
+    return merged
+
+
+def _lay_over(values: dict[str, Any], others: Mapping[str, Any]) -> None:
+    """Set the fields of ``others`` in ``values``, section by section; a field is replaced whole."""
+    for key, value in others.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+            values[key] = {**values[key], **value}
+        else:
+            values[key] = value
+
+
+def _yaml(source: str) -> dict[str, Any]:
     path: Any = Path(source)
     if not path.is_file():
         path = resources.files("excise") / "recipes" / f"{source}.yaml"

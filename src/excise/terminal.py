@@ -39,8 +39,19 @@ def scores(results: Mapping[str, Any], *, as_json: bool = False, names: Sequence
         models = {"value": {k: v for k, v in results.items() if isinstance(v, Mapping | int | float) and k != "format"}}
     if names is None:
         names = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
+    head = ["metric", *models]
     rows = [[name, *(_number(metrics.get(name)) for metrics in models.values())] for name in names]
-    _table(["metric", *models], rows)
+    if not _fits(head, rows):  # the values are what a narrow window has room for; the report has the intervals
+        rows = [[name, *(text.partition(" [")[0] for text in numbers)] for name, *numbers in rows]
+    _table(head, rows)
+
+
+def _fits(head: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a table stands in the terminal without broken words."""
+    from rich.console import Console
+
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return sum(widths) + 3 * len(widths) + 1 <= Console().width
 
 
 def _number(metric: Any) -> str:

@@ -202,9 +202,7 @@ class UnlearnTrainer(Trainer):
         needs = list(dict.fromkeys(p for t in active for p in t.needs()))
         # By the step: however a step is cut into micro-batches, a row gets the same dropout.
         seed = (self.settings.seed << 24) + inputs["micro"] // self.settings.schedule.accumulate
-        step = Step(
-            model, self.anatomy, sides, reference=self.reference, constants=self.constants, seed=seed
-        )
+        step = Step(model, self.anatomy, sides, reference=self.reference, constants=self.constants, seed=seed)
         made = step.run(needs)
         loss = torch.zeros((), device=self.args.device)
         for term in active:

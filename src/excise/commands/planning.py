@@ -119,7 +119,7 @@ class _Size:
 
     def memory(self, cost: Any, stored: list) -> dict[str, int]:
         """Bytes: weights, gradients and optimizer, activations of a step, the stored reference."""
-        from excise.forward import CHUNK_ELEMENTS
+        from excise.forward.compute import CHUNK_ELEMENTS
 
         bytes_ = 2 if self.settings.model.precision == "bf16" else 4
         lora = self.settings.model.lora

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from excise import artifacts, files, models, recipe, reporting
+from excise import __version__, artifacts, files, models, recipe, reporting
 from excise.commands import evaluation, sides
 from excise.commands.progress import Progress
 from excise.errors import InputRefused, UsageError
@@ -85,7 +85,7 @@ def evaluate(
     evaluation.write(run, measured, records, settings, progress)
     files.write_text(run.recipe, _dump(settings))
     artifacts.write_manifest(run, {
-        "status": "done", "command": "excise evaluate", "seed": settings.seed, "versions": artifacts.environment(),
+        "status": "done", "command": "excise evaluate", "seed": settings.seed, "versions": {"excise": __version__, **artifacts.environment()},
         "model": {"name": str(model)}, "data": given.sources, "terms": [], "warnings": given.warnings,
         "files": artifacts.hash_files(run),
     })  # fmt: skip

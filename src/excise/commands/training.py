@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from excise import artifacts, files, models, recipe, reference, train
+from excise import __version__, artifacts, files, models, recipe, reference, train
 from excise.commands import objective, sides
 from excise.commands.progress import Progress
 from excise.errors import IntegrityFailed, TrainingStopped, UsageError
@@ -211,7 +211,7 @@ def standing(settings: recipe.Recipe, *, resume: bool) -> tuple[artifacts.RunFol
     used = run.root.is_dir() and any(p.name != files.LOCK for p in run.root.iterdir())
     if used and not resume:
         raise UsageError(f"{settings.out}: the folder is not empty; resume with --resume or name another")
-    if used and run.recipe.is_file() and run.recipe.read_text(encoding="utf-8") != recipe.dump(settings):
+    if used and run.recipe.is_file() and recipe.load(str(run.recipe)) != settings:
         raise IntegrityFailed(f"{settings.out}: begun with another recipe; resume with the same one")
     record = artifacts.read_manifest(run) if used and run.manifest.is_file() else artifacts.Manifest()
     if record.get("status") != "done":
@@ -243,7 +243,7 @@ def manifest(
         "status": status,
         "command": _command(),
         "seed": p.settings.seed,
-        "versions": artifacts.environment(),
+        "versions": {"excise": __version__, **artifacts.environment()},
         "precision": p.precision,
         "attention": getattr(p.model.config, "_attn_implementation", None),
         "model": {"name": p.settings.model.name or "from scratch", "parameters": models.parameter_count(p.model)},

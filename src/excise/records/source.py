@@ -162,14 +162,14 @@ def _array(text: str, line: int, name: str) -> Iterator[tuple[int, Any]]:
 
 def _hub_rows(source: str, name: str) -> Iterator[tuple[int, Any]]:
     """Rows of a data set on the hub; empty cells of optional columns are left out, since a table has no other way."""
-    parts = source.removeprefix("hub:").split(":")
-    if len(parts) > 3 or not re.fullmatch(r"[\w.-]+/[\w.-]+", parts[0]):
+    owned, config, split = [*source.removeprefix("hub:").split(":", 2), "", ""][:3]
+    # A split may be a slice as the library writes it, train[400:]; a colon outside of brackets is one too many.
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", owned) or not re.fullmatch(r"(?:[^:\[\]]|\[[^\[\]]*\])*", split):
         raise UsageError(f"{name}: write hub:owner/name, hub:owner/name:config or hub:owner/name:config:split")
-    config, split = [*parts[1:], "", ""][:2]
     try:
         import datasets
 
-        table = datasets.load_dataset(parts[0], config or None, split=split or "train")
+        table = datasets.load_dataset(owned, config or None, split=split or "train")
         for index, row in enumerate(table, 1):
             yield index, {k: v for k, v in dict(row).items() if v is not None or k not in _OPTIONAL}
     except InputRefused:

@@ -1,18 +1,9 @@
-"""What can be asked of a forward pass, what that costs, and one pass per side that computes each tensor once.
-
-A `Product` names a tensor. `passes` says which forward passes a set of products costs, before anything loads;
-`compute` runs them: no logits where no label is, none at all when only states are read, no block above the highest
-layer read, and the reference from a store instead of a second model.
-
-Layers are numbered as in ``hidden_states`` of transformers: ``j < L`` is the input of block ``j``, ``L`` the normed
-state that the head reads. Negative numbers count from the end (``-1`` is ``L``).
-"""
+"""Computing products: one pass per side yields each tensor once, logits only at labels, in chunks where large."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,302 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-POLICY = "policy"
-REFERENCE = "reference"
+from excise.forward.anatomy import Anatomy, Recorder, block_input, recording
+from excise.forward.products import (
+    FROM_BATCH,
+    POLICY,
+    Pass,
+    Product,
+    View,
+    base_side,
+    passes,
+)
 
 #: Elements of one [chunk, V] block of logits above which the head is evaluated in recomputed chunks.
 CHUNK_ELEMENTS = 4_000_000
-
-
-@dataclass(frozen=True)
-class View:
-    """A second view of a side: the blocks from ``from_layer`` up run again on ``dropout`` of their input (ours).
-
-    ``from_layer`` is a block index and may be negative (``-1`` is the last block); 0 is SimCSE's whole second pass.
-
-    Example:
-        >>> View("forget", from_layer=-1, dropout=0.1).of
-        'forget'
-    """
-
-    of: str
-    from_layer: int
-    dropout: float = 0.1
-
-
-Side = str | View
-
-
-@dataclass(frozen=True)
-class Product:
-    """A tensor that can be asked for: what it is, on which side, by which model, at which layer.
-
-    Example:
-        >>> seq_logp("forget").what
-        'seq_logp'
-    """
-
-    what: str
-    side: Side | None = None
-    model: str = POLICY
-    layer: int | None = None
-    detail: str | None = None
-
-
-def token_logp(side: Side, model: str = POLICY) -> Product:
-    """``[n]`` fp32: log-probability of each label token, rows one after the other."""
-    return Product("token_logp", side, model)
-
-
-def seq_logp(side: Side, model: str = POLICY) -> Product:
-    """``[B]`` fp32: sum of the label log-probabilities of each row."""
-    return Product("seq_logp", side, model)
-
-
-def logits(side: Side, model: str = POLICY) -> Product:
-    """``[n, V]`` logits at label positions; only for terms ``per="token"``, which the engine may chunk over ``n``."""
-    return Product("logits", side, model)
-
-
-def label_count(side: Side) -> Product:
-    """``[B]`` fp32: label tokens of each row."""
-    return Product("label_count", side)
-
-
-def token_rows(side: Side) -> Product:
-    """``[n]`` int64: the row of each label token."""
-    return Product("token_rows", side)
-
-
-def token_index(side: Side) -> Product:
-    """``[n]`` int64: the place of each label token in its answer, from 0."""
-    return Product("token_index", side)
-
-
-def labels(side: Side) -> Product:
-    """``[n]`` int64: the label tokens."""
-    return Product("labels", side)
-
-
-def hidden(side: Side, layer: int, model: str = POLICY) -> Product:
-    """``[B, T, D]`` hidden states at ``layer``."""
-    return Product("hidden", side, model, layer)
-
-
-def pooled(side: Side, layer: int, pooling: str = "attended", model: str = POLICY) -> Product:
-    """``[B, D]`` fp32: mean of the states over ``"attended"``, ``"answer"`` or ``"last"`` positions."""
-    return Product("pooled", side, model, layer, pooling)
-
-
-def mask(side: Side, which: str) -> Product:
-    """``[B, T]`` bool: ``"attended"``, ``"answer"`` (positions that hold a label token) or ``"last"`` positions."""
-    return Product("mask", side, detail=which)
-
-
-def column(side: Side, name: str) -> Product:
-    """``[B]``: a column of the batch."""
-    return Product("column", side, detail=name)
-
-
-def constant(name: str) -> Product:
-    """A tensor that is fixed for the run: RMU's direction, a basis."""
-    return Product("constant", detail=name)
-
-
-def lora(which: str) -> Product:
-    """``{module name: matrix}``: the adapter factors ``"A"`` or ``"B"``, read off the weights without a pass."""
-    return Product("lora", detail=which)
-
-
-_FROM_HEAD = {"token_logp", "seq_logp", "logits"}
-_FROM_STATES = {"hidden", "pooled"}
-_FROM_BATCH = {"label_count", "token_rows", "token_index", "labels", "mask", "column"}
-#: Products with one entry per label token, rows one after the other.
-PER_TOKEN = frozenset({"token_logp", "logits", "token_rows", "token_index", "labels"})
-
-
-def base_side(side: Side | None) -> str | None:
-    """The side whose rows a derived side repeats."""
-    return side.of if isinstance(side, View) else side
-
-
-@dataclass
-class Pass:
-    """What one forward pass has to yield: layers read, whether the head is, and views that run again."""
-
-    layers: set[int] = field(default_factory=set)
-    head: bool = False
-    views: dict[View, set[int]] = field(default_factory=dict)
-
-
-def passes(needs: Iterable[Product]) -> dict[tuple[str, str], Pass]:
-    """The forward passes that a set of products costs: ``{(side, model): Pass}``.
-
-    Args:
-        needs: Products of all terms or columns of a step.
-
-    Returns:
-        One entry per (side, model), whatever the number of products that share it.
-
-    Example:
-        >>> sorted(passes([seq_logp("forget"), pooled("forget", -1), token_logp("retain")]))
-        [('forget', 'policy'), ('retain', 'policy')]
-    """
-    plan: dict[tuple[str, str], Pass] = {}
-    for p in needs:
-        if p.what not in _FROM_HEAD | _FROM_STATES:
-            continue
-        side = base_side(p.side)
-        assert side is not None
-        entry = plan.setdefault((side, p.model), Pass())
-        if isinstance(p.side, View):
-            layers = entry.views.setdefault(p.side, set())
-            layers.add(-1 if p.layer is None else p.layer)
-        elif p.what in _FROM_HEAD:
-            entry.head = True
-        elif p.layer is not None:
-            entry.layers.add(p.layer)
-    return plan
-
-
-# --- the parts of a model -----------------------------------------------------------------------------------------
-
-
-_BLOCK_LISTS = ("layers", "h", "blocks")
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Where the blocks, the final norm and the head of a causal model are.
-
-    Example:
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-        ...                      num_attention_heads=2, num_key_value_heads=2)
-        >>> Anatomy.of(LlamaForCausalLM(config)).depth
-        2
-    """
-
-    owner: nn.Module
-    blocks_name: str
-    norm: nn.Module
-    head: nn.Module
-    softcap: float | None = None
-    scale: float = 1.0
-
-    def logits(self, states: Tensor) -> Tensor:
-        """``[..., V]`` logits of normed states, with the model's soft cap (Gemma 2) and scale (Cohere, Granite)."""
-        out = self.head(states)
-        if self.scale != 1.0:
-            out = out * self.scale
-        return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of logits."""
-        return int(cast(Tensor, self.head.weight).shape[0])
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The list of transformer blocks."""
-        return getattr(self.owner, self.blocks_name)
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
-    @staticmethod
-    def of(model: nn.Module) -> Anatomy:
-        """Find the parts, through PEFT and distributed wrappers.
-
-        Raises:
-            ValueError: The model has no list of blocks, no final norm or no language-model head.
-        """
-        head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        config = getattr(model, "config", None)
-        cap = getattr(config, "final_logit_softcapping", None)
-        times, over = (float(getattr(config, name, None) or 1.0) for name in ("logit_scale", "logits_scaling"))
-        for owner in model.modules():
-            for name in _BLOCK_LISTS:
-                blocks = getattr(owner, name, None)
-                norm = next((getattr(owner, n) for n in _NORMS if isinstance(getattr(owner, n, None), nn.Module)), None)
-                if isinstance(blocks, nn.ModuleList) and norm is not None and head is not None:
-                    return Anatomy(owner, name, norm, head, cap, times / over)
-        raise ValueError(f"{type(model).__name__}: no transformer blocks, final norm or language-model head found")
-
-    def layer(self, index: int) -> int:
-        """A layer number from 0 to ``depth``, from one that may be negative."""
-        return index + self.depth + 1 if index < 0 else index
-
-    def block(self, index: int) -> int:
-        """A block number from 0 to ``depth - 1``, from one that may be negative."""
-        return index + self.depth if index < 0 else index
-
-
-@dataclass
-class _Recorder:
-    """What a pass leaves behind: the arguments of the blocks and the input of the head."""
-
-    calls: dict[int, tuple[tuple, dict]] = field(default_factory=dict)
-    final: Tensor | None = None
-    normed: Tensor | None = None
-    open: bool = True
-
-
-def _block_input(call: tuple[tuple, dict]) -> Tensor:
-    args, kwargs = call
-    return args[0] if args else kwargs["hidden_states"]
-
-
-@contextlib.contextmanager
-def _recording(anatomy: Anatomy, record_blocks: set[int], stop: int | None) -> Iterator[_Recorder]:
-    """Watch a pass; with ``stop`` the blocks from there on are left out.
-
-    The head is kept from running: the states it would read are what we want, and the caller evaluates the head where
-    labels are. Its stand-in returns one column, so that whatever the model does with "logits" costs nothing.
-    """
-    recorder, handles, blocks = _Recorder(), [], anatomy.blocks
-
-    def on_block(index: int) -> Callable:
-        def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            if recorder.open and index not in recorder.calls:  # gradient checkpointing calls again in the backward
-                recorder.calls[index] = (args, dict(kwargs))
-
-        return hook
-
-    def before_norm(_module: nn.Module, args: tuple) -> None:
-        if recorder.open:
-            recorder.final = args[0]
-
-    def stand_in(states: Tensor) -> Tensor:
-        if recorder.open:
-            recorder.normed = states
-        return states[..., :1]
-
-    for index in sorted(record_blocks):
-        handles.append(blocks[index].register_forward_pre_hook(on_block(index), with_kwargs=True))
-    handles.append(anatomy.norm.register_forward_pre_hook(before_norm))
-    if stop is not None:
-        setattr(anatomy.owner, anatomy.blocks_name, blocks[:stop])
-    own_forward = anatomy.head.__dict__.get("forward")
-    anatomy.head.forward = stand_in
-    try:
-        yield recorder
-    finally:
-        recorder.open = False
-        if own_forward is None:
-            del anatomy.head.forward
-        else:
-            anatomy.head.forward = own_forward
-        if stop is not None:
-            setattr(anatomy.owner, anatomy.blocks_name, blocks)
-        for handle in handles:
-            handle.remove()
-
-
-# --- logits, only where they are read -----------------------------------------------------------------------------
 
 
 class Logits:
@@ -351,9 +59,6 @@ def label_logp(block: Tensor, targets: Tensor) -> Tensor:
     """``[n]`` fp32 log-probabilities of ``targets`` under logits ``[n, V]``."""
     block = block.float()
     return block.gather(-1, targets[:, None]).squeeze(-1) - block.logsumexp(-1)
-
-
-# --- computing ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -421,10 +126,10 @@ def _drop(states: Tensor, batch: Batch, rate: float, seed: int) -> Tensor:
     return states * keep.to(states.device)
 
 
-def _run_again(anatomy: Anatomy, recorder: _Recorder, batch: Batch, view: View, seed: int) -> dict[int, Tensor]:
+def _run_again(anatomy: Anatomy, recorder: Recorder, batch: Batch, view: View, seed: int) -> dict[int, Tensor]:
     """States of a derived side: blocks from ``view.from_layer`` up, on dropout of what they read in the pass."""
     first = anatomy.block(view.from_layer)
-    states = _drop(_block_input(recorder.calls[first]), batch, view.dropout, seed)
+    states = _drop(block_input(recorder.calls[first]), batch, view.dropout, seed)
     out = {first: states}
     for index in range(first, anatomy.depth):
         if index not in recorder.calls:  # the pass was cut above the highest layer read
@@ -476,9 +181,9 @@ def run_pass(model: nn.Module, anatomy: Anatomy, batch: Batch, wanted: Pass, *, 
     right = bool((batch.attention_mask[:, 0] == 1).all())
     # Causal attention never looks right, so right padding needs no mask; it is cheaper and the states are the same.
     masked = {} if right or not padded else {"attention_mask": batch.attention_mask, **_places(anatomy, batch)}
-    with _recording(anatomy, record, stop) as recorder:
+    with recording(anatomy, record, stop) as recorder:
         model(input_ids=batch.input_ids, use_cache=False, **masked)
-    states: dict[int, Tensor] = {j: _block_input(recorder.calls[j]) for j in layers if j in recorder.calls}
+    states: dict[int, Tensor] = {j: block_input(recorder.calls[j]) for j in layers if j in recorder.calls}
     if highest in layers:
         top = recorder.normed if highest == anatomy.depth else recorder.final
         assert top is not None
@@ -539,7 +244,7 @@ class Step:
         side = base_side(p.side)
         assert side is not None
         batch = self.batches[side]
-        if p.what in _FROM_BATCH:
+        if p.what in FROM_BATCH:
             return _from_batch(p, batch)
         if p.what == "seq_logp":
             logp = self._make(Product("token_logp", p.side, p.model))
