@@ -40,8 +40,8 @@ _VALUES: dict[str, tuple[float | None, ...]] = {
     "entanglement": (11.2, 6.50, 1.01, 2.41),
     "entanglement_shuffled": (412.0, 398.0, 405.0, 401.0),
     "probe_auc_retain": (0.81, 0.83, 0.999, 0.998),
-    "probe_auc_never_seen": (0.97, 0.48, 0.999, 0.998),
-    "latent_membership_auc": (0.970, 0.480, 0.997, 0.998),
+    "latent_membership_auc": (0.97, 0.48, 0.999, 0.998),
+    "latent_projection_auc": (0.970, 0.480, 0.997, 0.998),
     "retain_drift": (0.0, None, 0.081, 0.034),
     "relearned_probability": (0.960, 0.0034, 0.474, 0.275),
 }

@@ -320,7 +320,7 @@ def test_a_run_without_recipe_gold_or_never_seen_rows(
     shown = capsys.readouterr().out
     models = _results(out)["models"]
     assert set(models) == {"original", "unlearned"}
-    absent = {"privleak", "forget_quality_log10", "latent_membership_auc", "mia_loss_auc", "probe_auc_never_seen"}
+    absent = {"privleak", "forget_quality_log10", "latent_membership_auc", "mia_loss_auc", "latent_projection_auc"}
     for numbers in models.values():
         assert not absent & set(numbers)
         assert {"forget_probability", "retain_probability", "entanglement"} <= set(numbers)
@@ -330,7 +330,7 @@ def test_a_run_without_recipe_gold_or_never_seen_rows(
     for name in ("privleak", "forget_quality_log10", "latent_membership_auc"):
         assert lines[name].count("not shown") == 2
     pictures = json.loads((out / "pictures.json").read_text())
-    assert absent & set(METRICS) <= set(pictures["not_shown"]) | {"latent_membership_auc", "probe_auc_never_seen"}
+    assert absent & set(METRICS) <= set(pictures["not_shown"]) | {"latent_membership_auc", "latent_projection_auc"}
     assert any("gold" in line for line in pictures["not_tested"])
     assert any("never-seen" in line for line in pictures["not_tested"])
     page = (out / "report.html").read_text(encoding="utf-8")

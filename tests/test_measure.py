@@ -350,7 +350,7 @@ def test_latent_numbers_are_those_of_the_geometry() -> None:
     assert found.values["w2_exact"]["value"] == pytest.approx(geometry.w2_exact(a, b))
     assert found.values["mk_mmd"]["p"] <= 0.01
     assert found.values["retain_drift"]["value"] == 0
-    assert found.values["latent_membership_auc"]["value"] > 0.9
+    assert found.values["latent_projection_auc"]["value"] > 0.9
     assert found.layers == [1, 2]
     assert found.entanglement_by_layer == pytest.approx([geometry.entanglement(a, b)] * 2)
     assert all(set(v) >= {"value", "low", "high", "n"} and v["n"] == 40 for v in found.values.values())
@@ -361,7 +361,7 @@ def test_what_cannot_be_measured_is_said() -> None:
     own = clouds(1.0)
     alone = measure.latent({"forget": own["forget"]})
     assert not alone.values
-    assert {"entanglement", "mk_mmd", "latent_membership_auc", "retain_drift"} <= set(alone.not_shown)
+    assert {"entanglement", "mk_mmd", "latent_projection_auc", "retain_drift"} <= set(alone.not_shown)
     assert "p" not in measure.latent(own, {"forget": [f"p{i % 5}" for i in range(40)]}).values["mk_mmd"]
     same = {"forget": {1: np.ones((6, 2))}, "retain": {1: np.ones((6, 2))}}
     assert "entanglement" in measure.latent(same).not_shown
@@ -377,8 +377,8 @@ def test_memory_of_a_group_is_not_membership_of_its_kind() -> None:
             side: {1: np.repeat(rng.normal(size=(8, 200)), 8, 0) * 3 + rng.normal(size=(64, 200))}
             for side in ("forget", "never_seen")
         }
-        by_row.append(measure.latent(layered).values["probe_auc_never_seen"]["value"])
-        by_group.append(measure.latent(layered, groups).values["probe_auc_never_seen"]["value"])
+        by_row.append(measure.latent(layered).values["latent_membership_auc"]["value"])
+        by_group.append(measure.latent(layered, groups).values["latent_membership_auc"]["value"])
     assert min(by_row) > 0.95
     assert 0.3 < np.mean(by_group) < 0.7
 

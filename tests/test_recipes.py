@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -164,10 +165,11 @@ def test_fields_are_laid_over_each_other(tmp_path: Path, monkeypatch: pytest.Mon
         tmp_path,
         a="optimiser: {lr: 1, warmup: 0.5}\nobjective: {forget: {npo: {beta: 0.2}}}\nseed: 1\n",
         b="optimiser: {lr: 2, decay: cosine}\ndata: {utility: {x: x.jsonl}}\n",
-        c="extends: [a.yaml, b.yaml]\noptimiser: {clip: 3}\nobjective: {forget: {ga: {}}}\ndata: {utility: {y: y.jsonl}}\n",
+        c="extends: [a.yaml, b.yaml]\noptimiser: {clip: 3}\nobjective: {forget: ga}\ndata: {utility: {y: y.jsonl}}\n",
     )
     made = recipe.load("c.yaml", [("optimiser.clip", "4")])
-    assert (made.optimiser.lr, made.optimiser.warmup, made.optimiser.decay, made.optimiser.clip) == (2, 0.5, "cosine", 4)
+    own = made.optimiser
+    assert (own.lr, own.warmup, own.decay, own.clip) == (2, 0.5, "cosine", 4)
     assert made.objective.forget == {"ga": {}}, "a field is replaced whole"
     assert made.data.utility == {"y": "y.jsonl"}
     assert made.seed == 1
@@ -206,10 +208,10 @@ def test_the_columns_of_tofu(shared: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """The hub's configs are these files; a table fills absent columns with None and adds option1 to option4."""
     tofu = shared / "data" / "tofu"
 
-    def rows(name: str) -> list[dict[str, object]]:
+    def rows(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (tofu / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
-    def load(path: str, config: str, *, split: str) -> list[dict[str, object]]:
+    def load(path: str, config: str, *, split: str) -> list[dict[str, Any]]:
         assert path == "locuslab/TOFU"
         found = rows({"holdout10": "forget01"}.get(config, config))  # no copy of the hold-out rows is at hand
         part = re.fullmatch(r"train(?:\[(\d*):(\d*)\])?", split)
@@ -226,12 +228,10 @@ def test_the_columns_of_tofu(shared: Path, monkeypatch: pytest.MonkeyPatch) -> N
     forget, retain = read_records(data.forget), read_records(data.retain)
     untouched = read_records(str(data.untouched))
     assert (len(forget), len(retain), len(untouched)) == (400, 3200, 400)
-    # Some questions have paraphrases and five false answers of their own; where there is a question it is used.
     first = rows("forget10_perturbed")[0]
-    expected = ((first["paraphrased_question"], first["paraphrased_answer"]),)
-    assert forget[0] == Record(
-        str(first["question"]), str(first["answer"]), paraphrases=expected, false_answers=tuple(first["perturbed_answer"]), line=1
-    )
+    paraphrases = ((first["paraphrased_question"], first["paraphrased_answer"]),)
+    false = tuple(first["perturbed_answer"])
+    assert forget[0] == Record(first["question"], first["answer"], paraphrases=paraphrases, false_answers=false, line=1)
     assert all(len(r.false_answers) == 5 and len(r.paraphrases) == 1 for r in [*forget, *untouched])
     facts = {name: read_records(source) for name, source in data.utility.items()}
     assert {name: len(found) for name, found in facts.items()} == {"real_authors": 100, "world_facts": 117}

@@ -199,7 +199,7 @@ def test_poor_pictures_do_not_break_the_page(tmp_path: Path, pictures: dict[str,
 def test_reading_a_folder_needs_no_torch(tmp_path: Path) -> None:
     write_fake_run(tmp_path)
     code = (
-        f"import sys, excise.report; excise.report({str(tmp_path)!r})\n"
+        f"import sys, excise; excise.report({str(tmp_path)!r})\n"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

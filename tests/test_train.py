@@ -27,20 +27,10 @@ from excise.forward import (
     seq_logp,
     token_logp,
 )
-from excise.objectives import (
-    clreg,
-    idk_nll,
-    kl,
-    nll,
-    npo,
-    pdu,
-    primal_dual,
-    rmu,
-    rmu_direction,
-    rmu_retain,
-    simnpo,
-    undial,
-)
+from excise.objectives.forget import idk_nll, npo, simnpo
+from excise.objectives.forget_wide import pdu, rmu, rmu_direction, undial
+from excise.objectives.regularise import clreg
+from excise.objectives.retain import kl, nll, primal_dual, rmu_retain
 from excise.objectives.term import Dual, Ramp, Term
 from tiny import Data, Run
 

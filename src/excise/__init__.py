@@ -20,9 +20,10 @@ from excise import recipe
 
 if TYPE_CHECKING:
     from excise.commands.demonstration import demo
+    from excise.commands.evaluating import evaluate
     from excise.commands.planning import plan
     from excise.commands.running import run
-    from excise.commands.scoring import evaluate, report, score
+    from excise.commands.scoring import report, score
     from excise.commands.training import finetune
     from excise.commands.tuning import tune
 
@@ -36,7 +37,7 @@ _WHERE = {
     "plan": "planning",
     "run": "running",
     "tune": "tuning",
-    "evaluate": "scoring",
+    "evaluate": "evaluating",
     "score": "scoring",
     "report": "scoring",
 }

@@ -22,9 +22,12 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
     Raises:
         InputRefused: There is none, or it has no end-of-sequence token.
+        UsageError: The name is empty.
     """
     from transformers import AutoTokenizer
 
+    if not name:
+        raise UsageError("model.name is missing: a folder or hub id, or model.config and a tokenizer for a new model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:

@@ -1,8 +1,8 @@
 """The passages of the Alice study: public-domain text and TinyStories, cut into pieces of at most 160 tokens.
 
 No two sides share a page of a book: a page (a row of the source files, about 1,800 characters) gives one piece at most.
-``forget`` and ``tune`` are pages of Alice's Adventures in Wonderland that are taken turn about, ``other_alice`` are pages of it
-that no model is trained on. ``never_seen`` are pages of Through the Looking-Glass: same author, same heroine, another book.
+``forget``, ``tune`` and ``other_alice`` take pages of Alice's Adventures in Wonderland turn about; no model is trained
+on ``other_alice``. ``never_seen`` are pages of Through the Looking-Glass: same author, same heroine, another book.
 """
 
 from __future__ import annotations

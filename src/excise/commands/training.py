@@ -84,6 +84,7 @@ def prepare(
         if attention:
             model.set_attn_implementation(attention)  # type: ignore[operator]
     plan = Plan({k: v for k, v in rows.counts.items()}, settings.schedule, settings.seed)
+    torch.manual_seed(settings.seed)  # an adapter's factors are drawn here
     model = models.prepare(model, settings.model)
     return Prepared(settings, given, terms, rows, tokenizer, model, precision, plan)
 

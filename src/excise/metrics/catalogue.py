@@ -208,13 +208,13 @@ METRICS: Mapping[str, Metric] = {
         "How well a simple classifier on the internal vectors tells forgotten from retained rows it has not seen.",
         _AUC, "gold", "Alain and Bengio, arXiv:1610.01644", ("forget", *_RETAIN), "states",
         against_gold="above the gold: forgotten rows are marked inside the model"),
-    "probe_auc_never_seen": Metric(
-        "probe_auc_never_seen", "Probe: forgotten against never seen",
+    "latent_membership_auc": Metric(
+        "latent_membership_auc", "Membership attack on internal vectors",
         "How well a simple classifier on the internal vectors tells forgotten rows from rows never trained on.",
         _AUC, "gold", "Alain and Bengio, arXiv:1610.01644", _MEMBER, "states",
         against_gold="above the gold: the model still shows inside which rows it once knew"),
-    "latent_membership_auc": Metric(
-        "latent_membership_auc", "Membership attack on internal vectors",
+    "latent_projection_auc": Metric(
+        "latent_projection_auc", "Membership along one internal direction",
         "How well one direction inside the model, from retained towards forgotten, tells forgotten from never-seen "
         "rows.",
         _AUC, "gold", "ours", ("forget", "never_seen", *_RETAIN), "states",

@@ -73,7 +73,7 @@ def latent(
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=(30, 4)).astype(np.float32)
         >>> found = latent({"forget": {2: x + 5}, "retain": {2: x}})
-        >>> found.values["probe_auc_retain"]["value"], "latent_membership_auc" in found.values
+        >>> found.values["probe_auc_retain"]["value"], "latent_projection_auc" in found.values
         (1.0, False)
     """
     kept = "untouched" if "untouched" in states else "retain"
@@ -89,13 +89,13 @@ def latent(
         values |= _between(forget, retain, ids.get("forget"), ids.get(kept), seed)
     if forget is None or never is None or min(len(forget), len(never)) < 2:
         reason = "needs hidden states of at least two forget rows and two never-seen rows"
-        not_shown |= dict.fromkeys(("probe_auc_never_seen", "latent_membership_auc"), reason)
+        not_shown |= dict.fromkeys(("latent_membership_auc", "latent_projection_auc"), reason)
     else:
         found = probe_auc(forget, never, ids.get("forget"), ids.get("never_seen"), seed=seed)
-        values["probe_auc_never_seen"] = _auc_entry(found, len(forget), len(never))
+        values["latent_membership_auc"] = _auc_entry(found, len(forget), len(never))
         if retain is not None and len(retain):
             found = projection_auc(forget, never, retain, ids.get("forget"), seed=seed)
-            values["latent_membership_auc"] = _auc_entry(found, len(forget), len(never))
+            values["latent_projection_auc"] = _auc_entry(found, len(forget), len(never))
     before = (reference_states or {}).get(kept)
     if retain is None or not before:
         not_shown["retain_drift"] = "needs the original's hidden states of the same rows"

@@ -20,7 +20,7 @@ def read_records(source: str, *, limit: int | None = None) -> list[Record]:
 
     Args:
         source: Path of JSON lines (``.gz`` too) or of one JSON array, or ``hub:owner/name[:config][:split]`` (split
-            ``train`` unless named; ``hub:owner/name::test`` names a split alone; a split may be a slice, ``train[400:]``).
+            ``train`` unless named; ``hub:owner/name::test`` names a split alone; slices as in ``train[400:]``).
         limit: Stop after this many rows; what follows is not looked at.
 
     Returns:
