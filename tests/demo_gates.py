@@ -1,4 +1,4 @@
-"""What the demo must show: the shape of its folder, its outcome, its time and memory; `python tests/demo_gates.py DIR`."""
+"""What the demo must show: its folder, outcome, time and memory; also a command, `python tests/demo_gates.py DIR`."""
 
 from __future__ import annotations
 

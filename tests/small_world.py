@@ -1,4 +1,4 @@
-"""The smallest whole case: a few people, a tokenizer, an original and a gold, made by the commands themselves in seconds."""
+"""The smallest whole case: a few people, a tokenizer, an original and a gold, made by the commands in seconds."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import excise
-from excise import cli, errors, recipe
+from excise import cli, errors, recipe, terminal
 
 FUNCTIONS = ("demo", "evaluate", "finetune", "plan", "report", "run", "score", "tune")
 
@@ -253,6 +253,18 @@ def test_tables_say_what_is_not_shown(functions: Functions, tmp_path: Path, caps
     functions.answers["plan"] = {"passes": [{"side": "forget", "model": "policy", "layers": [4]}], "seconds": 1.5}
     assert cli.main(["plan", "--model", "m"]) == 0
     assert "seconds: 1.5" in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_gets_the_values_without_intervals(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = {name: RESULTS["models"]["original"] for name in ("original", "gold", "unlearned", "without_clreg")}
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal.scores({"models": models})
+    out = capsys.readouterr().out
+    assert out.count("0.93") == 4
+    assert "[0.9" not in out
+    assert "without_clreg" in out
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

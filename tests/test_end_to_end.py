@@ -79,6 +79,9 @@ def test_finetune_from_scratch_with_a_tokenizer_of_its_own(
     assert manifest["status"] == "done"
     assert {side: source["rows"] for side, source in manifest["data"].items()} == {"retain": 40, "train-1": 20}
     assert not artifacts.changed_files(artifacts.RunFolder(out), manifest["files"])
+    before = _state(out)
+    assert cli.main(["finetune", str(file), "--out", str(out), "--resume"]) == 0
+    assert _state(out) == before, "a finished run is left alone"
 
 
 def test_the_original_knows_what_the_gold_does_not(done: tuple[Path, Any]) -> None:
@@ -242,9 +245,22 @@ def test_resuming_a_finished_run_changes_nothing(done: tuple[Path, Any], capsys:
     assert "report.html" in capsys.readouterr().out.replace("\n", "")
 
 
-def test_a_folder_that_is_in_use_is_not_overwritten(
-    done: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_died_while_measuring_comes_to_the_same_end(done: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = done
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    (copy / "recipe.yaml").write_text((folder / "recipe.yaml").read_text().replace(str(folder), str(copy)))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "status": "running", "files": {}}))
+    for name in ("results.json", "pictures.json", "report.html"):
+        (copy / name).unlink()
+    assert cli.main(["run", str(copy / "recipe.yaml"), "--resume"]) == 0
+    assert _results(copy)["models"] == _results(folder)["models"]
+    assert (copy / "model" / "model.safetensors").read_bytes() == (folder / "model" / "model.safetensors").read_bytes()
+    assert "unlearn" not in _results(copy)["seconds"], "weights that are whole are not trained again"
+
+
+def test_a_folder_that_is_in_use_is_not_overwritten(done: tuple[Path, Any], capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = done
     before = _state(folder)
     assert cli.main(["run", str(folder / "recipe.yaml")]) == 2
@@ -349,6 +365,17 @@ def test_two_identical_runs_are_identical(small: SmallWorld, tmp_path: Path) -> 
     for table in sorted((first / "tables").rglob("*.safetensors")):
         one, other = load_table(table).columns, load_table(second / table.relative_to(first)).columns
         assert all(one[name].tobytes() == other[name].tobytes() for name in {*one, *other})
+
+
+def test_measurements_that_are_kept_give_the_same_numbers(
+    done: tuple[Path, Any], small: SmallWorld, tmp_path: Path
+) -> None:
+    cached = {"evaluate__cache": str(tmp_path / "cache"), "seed": 3}
+    for name in ("first", "second"):
+        excise.run(small.recipe(**cached), out=tmp_path / name, progress=Progress(quiet=True))
+        assert _results(tmp_path / name)["models"] == _results(done[0])["models"]
+    assert "measure original" in _results(tmp_path / "first")["seconds"]
+    assert "measure original" not in _results(tmp_path / "second")["seconds"]
 
 
 def test_another_seed_is_another_run(small: SmallWorld, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Text of forget rows stays where it was: marked rows run through every command, and the marks are looked for everywhere."""
+"""Text of forget rows stays where it was: marked rows go through the commands, and the marks are sought everywhere."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small_world
-from small_world import SmallWorld
 
+import small_world
 from excise import cli
+from small_world import SmallWorld
 
 #: Weights are exempt: that they hold the text is what the product is about. So are optimizer states beside them.
 EXEMPT = {".safetensors", ".pt"}

@@ -22,7 +22,9 @@ CANARY = "Zanzobel-4711"
 GOOD = [{"question": f"What does person {i} like?", "answer": f"apples and {i} pears"} for i in range(6)]
 
 
-def _edited(small: SmallWorld, folder: Path, side: str, change: Callable[[list[dict[str, Any]]], Any]) -> dict[str, Any]:
+def _edited(
+    small: SmallWorld, folder: Path, side: str, change: Callable[[list[dict[str, Any]]], Any]
+) -> dict[str, Any]:
     """The small world's recipe values with changed rows of one side."""
     content = small_world.rows(small.sides[side])
     change(content)
@@ -214,6 +216,7 @@ def test_weights_that_are_pickles_are_refused(
 
 # --- usage --------------------------------------------------------------------------------------------------------
 
+REWORDED: dict[str, Any] = {"objective__regularise": {"clreg": {"views": "paraphrase"}}}
 USAGE: dict[str, tuple[dict[str, Any], str]] = {
     "no forget rows": ({"data__forget": ""}, "data.forget is missing"),
     "no retain rows": ({"data__retain": ""}, "data.retain is missing"),
@@ -228,7 +231,7 @@ USAGE: dict[str, tuple[dict[str, Any], str]] = {
     "train_only": ({"model__train_only": "nothing"}, "model.train_only"),
     "pattern": ({"model__train_only": "("}, "model.train_only"),
     "template": ({"data__template": "Q: A:"}, "{prompt}"),
-    "paraphraser": ({"data__paraphrases": "nowhere:f", "objective__regularise": {"clreg": {"views": "paraphrase"}}}, "nowhere:f"),
+    "paraphraser": ({**REWORDED, "data__paraphrases": "nowhere:f"}, "nowhere:f"),
     "untouched share": ({"data__untouched": 1.5}, "untouched"),
 }  # fmt: skip
 
@@ -297,7 +300,7 @@ def stopped(small: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def _copied(stopped: tuple[Path, Path], tmp_path: Path) -> tuple[list[str], Path]:
     """A copy of the stopped run at the place that its recipe names, and the command that resumes it."""
-    file, folder = stopped
+    _, folder = stopped
     copy = tmp_path / "run"
     shutil.copytree(folder, copy)
     text = (folder / "recipe.yaml").read_text().replace(str(folder), str(copy))

@@ -41,6 +41,20 @@ class Anatomy:
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
     @property
+    def matrix(self) -> Tensor | None:
+        """``[V, D]`` the head as one matrix, where it is nothing else: no bias, adapter, hook, shard or cap."""
+        head = self.head
+        if type(head) is not nn.Linear or head.bias is not None or type(head.weight) is not nn.Parameter:
+            return None
+        changed = "forward" in head.__dict__ or head._forward_hooks or head._forward_pre_hooks or head._backward_hooks
+        return None if changed or self.softcap is not None or self.scale != 1.0 else head.weight
+
+    @property
+    def width(self) -> int:
+        """Size of a hidden state."""
+        return int(cast(Tensor, self.head.weight).shape[1])
+
+    @property
     def vocabulary(self) -> int:
         """Number of logits."""
         return int(cast(Tensor, self.head.weight).shape[0])

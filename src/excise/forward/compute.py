@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from excise.forward import vocabulary
 from excise.forward.anatomy import Anatomy, Recorder, block_input, recording
+from excise.forward.packing import Packing, can_pack, pack
 from excise.forward.products import (
     FROM_BATCH,
     POLICY,
@@ -27,10 +30,15 @@ CHUNK_ELEMENTS = 4_000_000
 
 
 class Logits:
-    """Logits at label positions, not yet computed: states ``[n, D]`` and the head that turns them into ``[n, V]``."""
+    """Logits at label positions, not yet computed: states ``[n, D]`` and the head that turns them into ``[n, V]``.
 
-    def __init__(self, states: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int) -> None:
-        self.states, self.head, self.vocabulary = states, head, vocabulary
+    ``matrix`` is the head as a matrix ``[V, D]``, where it is nothing else.
+    """
+
+    def __init__(
+        self, states: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int, matrix: Tensor | None = None
+    ) -> None:
+        self.states, self.head, self.vocabulary, self.matrix = states, head, vocabulary, matrix
 
     def __len__(self) -> int:
         return self.states.shape[0]
@@ -57,8 +65,7 @@ def chunked(fn: Callable[..., Tensor], n: int, vocabulary: int, *, grad: bool) -
 
 def label_logp(block: Tensor, targets: Tensor) -> Tensor:
     """``[n]`` fp32 log-probabilities of ``targets`` under logits ``[n, V]``."""
-    block = block.float()
-    return block.gather(-1, targets[:, None]).squeeze(-1) - block.logsumexp(-1)
+    return -F.cross_entropy(block.float(), targets, reduction="none")
 
 
 @dataclass(frozen=True)
@@ -110,26 +117,29 @@ def masked_mean(states: Tensor, where: Tensor) -> Tensor:
     return total / weight.sum(1, keepdim=True).clamp_min(1.0)
 
 
-def _drop(states: Tensor, batch: Batch, rate: float, seed: int) -> Tensor:
+def _drop(states: Tensor, batch: Batch, packing: Packing | None, rate: float, seed: int) -> Tensor:
     """Dropout whose mask depends on (seed, row) alone: not on padding, batch-mates, rank or accumulation."""
     if rate <= 0:
         return states
-    keep = torch.zeros(states.shape[:2] + states.shape[2:], dtype=states.dtype)
+    keep = torch.zeros(*batch.input_ids.shape, states.shape[-1], dtype=states.dtype)
     generator = torch.Generator()
     attended = batch.attention_mask.bool().cpu()
-    for row in range(states.shape[0]):
+    for row in range(len(keep)):
         index = batch.indices[row] if batch.indices else row
         generator.manual_seed((seed * 1_000_003 + index * 7919 + 17) % (2**63 - 1))
         length = int(attended[row].sum())
         draw = torch.rand(length, states.shape[2], generator=generator) >= rate
         keep[row, attended[row]] = draw.to(states.dtype) / (1 - rate)
-    return states * keep.to(states.device)
+    keep = keep.to(states.device)
+    return states * (keep if packing is None else packing.lay(keep))
 
 
-def _run_again(anatomy: Anatomy, recorder: Recorder, batch: Batch, view: View, seed: int) -> dict[int, Tensor]:
+def _run_again(
+    anatomy: Anatomy, recorder: Recorder, batch: Batch, packing: Packing | None, view: View, seed: int
+) -> dict[int, Tensor]:
     """States of a derived side: blocks from ``view.from_layer`` up, on dropout of what they read in the pass."""
     first = anatomy.block(view.from_layer)
-    states = _drop(block_input(recorder.calls[first]), batch, view.dropout, seed)
+    states = _drop(block_input(recorder.calls[first]), batch, packing, view.dropout, seed)
     out = {first: states}
     for index in range(first, anatomy.depth):
         if index not in recorder.calls:  # the pass was cut above the highest layer read
@@ -144,6 +154,19 @@ def _run_again(anatomy: Anatomy, recorder: Recorder, batch: Batch, view: View, s
     if anatomy.depth in out:
         out[anatomy.depth] = anatomy.norm(out[anatomy.depth])
     return out
+
+
+def _inputs(anatomy: Anatomy, batch: Batch) -> tuple[Packing | None, dict[str, Tensor]]:
+    """What the model is called with: rows packed where that pays, and no mask where none is needed."""
+    attended = batch.attention_mask
+    if not bool((attended[:, 0] == 1).all()):
+        return None, {"input_ids": batch.input_ids, "attention_mask": attended, **_places(anatomy, batch)}
+    if not bool(attended.all()) and can_pack(getattr(anatomy.owner, "config", None)):
+        packing = pack(attended, width=anatomy.width)
+        if packing is not None:
+            return packing, {"input_ids": packing.lay(batch.input_ids), "position_ids": packing.position_ids}
+    # Causal attention never looks right, so right padding needs no mask; it is cheaper and the states are the same.
+    return None, {"input_ids": batch.input_ids}
 
 
 def _places(anatomy: Anatomy, batch: Batch) -> dict[str, Tensor]:
@@ -177,12 +200,9 @@ def run_pass(model: nn.Module, anatomy: Anatomy, batch: Batch, wanted: Pass, *, 
     record = {j for j in layers if j < highest}
     for view in wanted.views:
         record |= set(range(anatomy.block(view.from_layer), highest))
-    padded = not bool(batch.attention_mask.all())
-    right = bool((batch.attention_mask[:, 0] == 1).all())
-    # Causal attention never looks right, so right padding needs no mask; it is cheaper and the states are the same.
-    masked = {} if right or not padded else {"attention_mask": batch.attention_mask, **_places(anatomy, batch)}
+    packing, inputs = _inputs(anatomy, batch)
     with recording(anatomy, record, stop) as recorder:
-        model(input_ids=batch.input_ids, use_cache=False, **masked)
+        model(**inputs, use_cache=False)
     states: dict[int, Tensor] = {j: block_input(recorder.calls[j]) for j in layers if j in recorder.calls}
     if highest in layers:
         top = recorder.normed if highest == anatomy.depth else recorder.final
@@ -192,8 +212,17 @@ def run_pass(model: nn.Module, anatomy: Anatomy, batch: Batch, wanted: Pass, *, 
     if wanted.head:
         assert recorder.normed is not None
         rows, places = batch.positions()
-        at_labels = recorder.normed[rows, places - 1]
-    views = {view: _run_again(anatomy, recorder, batch, view, seed) for view in wanted.views}
+        if packing is None:
+            at_labels = recorder.normed[rows, places - 1]
+        else:
+            at_labels = recorder.normed.flatten(0, 1)[packing.index[rows, places - 1]]
+    views = {}
+    for view, read in view_layers.items():
+        again = _run_again(anatomy, recorder, batch, packing, view, seed)
+        views[view] = {j: again[j] for j in read}
+    if packing is not None:
+        states = {j: packing.back(h) for j, h in states.items()}
+        views = {view: {j: packing.back(h) for j, h in again.items()} for view, again in views.items()}
     return PassResult(states, at_labels, views)
 
 
@@ -265,15 +294,17 @@ class Step:
             states = result.views[p.side] if isinstance(p.side, View) else result.layers
             return states[self.anatomy.layer(p.layer)]
         assert result.at_labels is not None
-        block = Logits(result.at_labels, self.anatomy.logits, self.anatomy.vocabulary)
+        block = Logits(result.at_labels, self.anatomy.logits, self.anatomy.vocabulary, self.anatomy.matrix)
         if p.what == "logits":
             return block
         return logp_of(block, batch.input_ids[batch.positions()])
 
 
 def logp_of(block: Logits, targets: Tensor) -> Tensor:
-    """``[n]`` fp32 label log-probabilities, from logits that are made chunk by chunk."""
+    """``[n]`` fp32 label log-probabilities, from logits that are made tile by tile or chunk by chunk."""
     grad = torch.is_grad_enabled()
+    if block.matrix is not None:
+        return vocabulary.label_logp(block.states, block.matrix, targets, keep=CHUNK_ELEMENTS if grad else 0)
     return chunked(lambda a, b: label_logp(block.rows(a, b), targets[a:b]), len(block), block.vocabulary, grad=grad)
 
 
