@@ -1,18 +1,19 @@
 """The naive way: NPO + CLReg + cross-entropy as separate passes over whole logits, with a live reference model.
 
 What a competent person writes from the papers without an engine: five forward passes a step (forget, reference, two
-dropout views of forget, retain), an attention mask, ``log_softmax`` over every position of every logit. The views go
-through the body alone, since nobody reads their logits. Formulas, data, optimizer and precision are the engine's.
+dropout views of forget, retain), an attention mask, whole logits, ``log_softmax`` over every position that is read.
+Nobody reads the logits of the two views: ``views_skip_head`` spares them, for a more careful author. Formulas, batches,
+optimizer and precision are the engine's.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from setting import BATCH, LEARNING_RATE, ROWS, Rows
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
@@ -20,6 +21,7 @@ from excise.forward import Batch
 from excise.objectives.forget import npo_rows
 from excise.objectives.regularise import clreg_rows
 from excise.train import autocast
+from setting import LEARNING_RATE
 
 DROPOUT = 0.1
 
@@ -40,14 +42,20 @@ def mean_state(states: Tensor, batch: Batch) -> Tensor:
 class NaiveStep:
     """One optimizer step of NPO + CLReg + cross-entropy, each part with a pass of its own."""
 
-    def __init__(self, base: nn.Module, rows: Rows, *, precision: str = "fp32", views_skip_head: bool = False) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        batches: Sequence[Mapping[str, Batch]],
+        *,
+        precision: str = "fp32",
+        views_skip_head: bool = False,
+    ) -> None:
         assert isinstance(base, LlamaForCausalLM)
         self.model, self.reference = copy.deepcopy(base), copy.deepcopy(base).eval().requires_grad_(False)
         self.model.train()
         self.precision, self.views_skip_head = precision, views_skip_head
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-        starts = range(0, ROWS, BATCH)
-        self.batches = [{side: rows.collate(side, range(s, s + BATCH)) for side in rows.sides} for s in starts]
+        self.batches = batches
 
     def _pass(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
         return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **more)

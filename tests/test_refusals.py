@@ -232,6 +232,16 @@ USAGE: dict[str, tuple[dict[str, Any], str]] = {
     "pattern": ({"model__train_only": "("}, "model.train_only"),
     "template": ({"data__template": "Q: A:"}, "{prompt}"),
     "paraphraser": ({**REWORDED, "data__paraphrases": "nowhere:f"}, "nowhere:f"),
+    "batch": ({"schedule__forget_batch": 0}, "schedule.forget_batch is 0: give 1 or more"),
+    "accumulate": ({"schedule__accumulate": 0}, "schedule.accumulate"),
+    "steps": ({"schedule__steps": 0}, "schedule.steps"),
+    "epochs": ({"schedule__epochs": -1}, "schedule.epochs"),
+    "rate": ({"optimiser__lr": float("nan")}, "optimiser.lr"),
+    "warmup": ({"optimiser__warmup": 2}, "optimiser.warmup is 2.0: give 0 to 1"),
+    "logging": ({"log_every": 0}, "log_every"),
+    "seed": ({"seed": -1}, "seed"),
+    "relearning": ({"evaluate__relearn_steps": [3, 1]}, "evaluate.relearn_steps"),
+    "weight": ({"objective__retain": {"nll": {"weight": "much"}}}, "weight: 'much' is no number"),
     "untouched share": ({"data__untouched": 1.5}, "untouched"),
 }  # fmt: skip
 

@@ -84,7 +84,7 @@ def main_table(rows: Sequence[Row], split: str) -> str:
         found = [r for r in own if r["name"] == role]
         if found:
             body.append([f"**{role}**", "", *_cells(found)])
-    for name in dict.fromkeys((r["base"], r["changes"]["clreg"]) for r in own if r["group"] == "main"):
+    for name in sorted({(r["base"], r["changes"]["clreg"]) for r in own if r["group"] == "main"}):
         found = [r for r in own if r["group"] == "main" and (r["base"], r["changes"]["clreg"]) == name]
         seeds = str(len(found))
         body.append([f"{name[0]}{' + CLReg' if name[1] else ''}", seeds, *_cells(found)])

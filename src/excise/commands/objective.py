@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,8 @@ def _build(kind: str, table: Mapping[str, Callable], name: str, settings: Any) -
 def _weight(value: Any) -> Any:
     """A number, ``{start, end, until}`` for a ramp, or ``{start, epsilon, eta, warmup}`` for a dual weight."""
     if not isinstance(value, Mapping):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UsageError(f"weight: {value!r} is no number")
         return value
     try:
         return Dual(**value) if "epsilon" in value else Ramp(**value)

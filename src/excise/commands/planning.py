@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from excise import models, recipe
-from excise.commands import objective, sides
+from excise.commands import limits, objective, sides
 from excise.forward import REFERENCE, View, base_side, passes
 from excise.reference import stored_products
 from excise.schedule import Plan
@@ -32,6 +32,7 @@ def plan(settings: recipe.Recipe) -> dict[str, Any]:
         >>> plan(recipe.load("run.yaml"))["passes"]  # doctest: +SKIP
         [{'side': 'forget', 'model': 'policy', 'layers': [16]}, {'side': 'retain', 'model': 'policy', 'layers': [16]}]
     """
+    limits.check(settings)
     given = sides.read(settings.data, seed=settings.seed)
     terms = objective.terms(settings.objective)
     objective.check_sides(terms, given.records)
@@ -171,7 +172,7 @@ class _Size:
             else:
                 operations += 6 * self._batch(side) * blocks * self.plan.micro_steps
         # Small matrices do not reach the rate of a large product; the factor is what the demo's model shows.
-        return round(operations / rate * (3 if self.width < 1024 else 1.3), 1) if math.isfinite(rate) else 0.0
+        return float(f"{operations / rate * (3 if self.width < 1024 else 1.3):.2g}") if math.isfinite(rate) else 0.0
 
 
 def world_size() -> int:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from excise import __version__, artifacts, files, models, recipe, reference, train
-from excise.commands import objective, sides
+from excise.commands import limits, objective, sides
 from excise.commands.progress import Progress
 from excise.errors import IntegrityFailed, TrainingStopped, UsageError
 from excise.forward import REFERENCE, Anatomy, Step
@@ -201,9 +201,11 @@ def standing(settings: recipe.Recipe, *, resume: bool) -> tuple[artifacts.RunFol
     """The run folder as it is, nothing written, and whether the run in it is done; a done run has all its files.
 
     Raises:
-        UsageError: No folder is named, or it is not empty and the run is not resumed.
+        UsageError: A number of the recipe is out of range, no folder is named, or it is not empty and the run is not
+            resumed.
         IntegrityFailed: The folder was begun with another recipe, or a file of the done run has changed.
     """
+    limits.check(settings)
     if not settings.out:
         raise UsageError("name a folder for the run: --out DIR")
     run = artifacts.RunFolder(Path(settings.out))

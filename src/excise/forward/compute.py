@@ -144,16 +144,23 @@ def _run_again(
     for index in range(first, anatomy.depth):
         if index not in recorder.calls:  # the pass was cut above the highest layer read
             break
-        args, kwargs = recorder.calls[index]
-        if args:
-            result = anatomy.blocks[index](states, *args[1:], **kwargs)
-        else:
-            result = anatomy.blocks[index](**{**kwargs, "hidden_states": states})
-        states = result[0] if isinstance(result, tuple) else result
-        out[index + 1] = states
+        states = out[index + 1] = _recomputed(anatomy.blocks[index], states, *recorder.calls[index])
     if anatomy.depth in out:
         out[anatomy.depth] = anatomy.norm(out[anatomy.depth])
     return out
+
+
+def _recomputed(block: nn.Module, states: Tensor, args: tuple, kwargs: dict) -> Tensor:
+    """A block's output for other states; in the backward pass it runs once more instead of keeping what is inside.
+
+    A second view would otherwise cost the memory of its blocks beside those of the pass, to save a forward of them.
+    """
+
+    def run(h: Tensor) -> Tensor:
+        result = block(h, *args[1:], **kwargs) if args else block(**{**kwargs, "hidden_states": h})
+        return result[0] if isinstance(result, tuple) else result
+
+    return cast(Tensor, checkpoint(run, states, use_reentrant=False)) if torch.is_grad_enabled() else run(states)
 
 
 def _inputs(anatomy: Anatomy, batch: Batch) -> tuple[Packing | None, dict[str, Tensor]]:
@@ -178,11 +185,44 @@ def _places(anatomy: Anatomy, batch: Batch) -> dict[str, Tensor]:
 
 @dataclass
 class PassResult:
-    """Hidden states by layer and, where the head is read, the states at the positions that predict a label."""
+    """What a pass yields: hidden states by layer, and the states that predict a label where the head is read.
 
-    layers: dict[int, Tensor]
+    Attributes:
+        by_layer: States as the model made them, packed where the rows were.
+        at_labels: ``[n, D]`` states one position to the left of each label; None where no head is read.
+        by_view: The same as ``by_layer`` for each derived side.
+        packing: How the rows were packed, if they were.
+    """
+
+    by_layer: dict[int, Tensor]
     at_labels: Tensor | None
-    views: dict[View, dict[int, Tensor]]
+    by_view: dict[View, dict[int, Tensor]]
+    packing: Packing | None = None
+
+    @property
+    def layers(self) -> dict[int, Tensor]:
+        """``[B, T, D]`` states by layer; what stands at padding means nothing."""
+        return {j: self._laid_out(h) for j, h in self.by_layer.items()}
+
+    def states(self, layer: int, view: View | None = None) -> Tensor:
+        """``[B, T, D]`` states at one layer, of a derived side where one is named."""
+        return self._laid_out(self._raw(layer, view))
+
+    def pooled(self, layer: int, where: Tensor, view: View | None = None) -> Tensor:
+        """``[B, D]`` fp32 mean of the states over the positions ``where [B, T]``."""
+        raw = self._raw(layer, view)
+        if self.packing is None:
+            return masked_mean(raw, where)
+        rows, places = where.nonzero(as_tuple=True)
+        read = raw.flatten(0, 1)[self.packing.index[rows, places]].float()
+        total = torch.zeros(len(where), read.shape[1], device=read.device).index_add(0, rows, read)
+        return total / where.sum(1, keepdim=True).clamp_min(1)
+
+    def _raw(self, layer: int, view: View | None) -> Tensor:
+        return self.by_layer[layer] if view is None else self.by_view[view][layer]
+
+    def _laid_out(self, raw: Tensor) -> Tensor:
+        return raw if self.packing is None else self.packing.back(raw)
 
 
 def run_pass(model: nn.Module, anatomy: Anatomy, batch: Batch, wanted: Pass, *, seed: int = 0) -> PassResult:
@@ -220,10 +260,7 @@ def run_pass(model: nn.Module, anatomy: Anatomy, batch: Batch, wanted: Pass, *, 
     for view, read in view_layers.items():
         again = _run_again(anatomy, recorder, batch, packing, view, seed)
         views[view] = {j: again[j] for j in read}
-    if packing is not None:
-        states = {j: packing.back(h) for j, h in states.items()}
-        views = {view: {j: packing.back(h) for j, h in again.items()} for view, again in views.items()}
-    return PassResult(states, at_labels, views)
+    return PassResult(states, at_labels, views, packing)
 
 
 class Step:
@@ -280,19 +317,22 @@ class Step:
             rows, _ = batch.positions()
             return torch.zeros(len(batch.input_ids), device=logp.device).index_add(0, rows, logp)
         if p.what == "pooled" and p.model == POLICY:  # of the reference, the means themselves are stored
-            states = self._make(Product("hidden", p.side, p.model, p.layer))
-            return masked_mean(states, batch.masks(str(p.detail)))
+            layer, view = self._layer_and_view(p)
+            return self._results[side].pooled(layer, batch.masks(str(p.detail)), view)
         if p.model != POLICY:
             if self.reference is None:
                 raise ValueError(f"{p.what} of the {p.model} was not stored")
             return self.reference(p, batch)
         return self._from_pass(p, batch, self._results[side])
 
+    def _layer_and_view(self, p: Product) -> tuple[int, View | None]:
+        assert p.layer is not None
+        return self.anatomy.layer(p.layer), p.side if isinstance(p.side, View) else None
+
     def _from_pass(self, p: Product, batch: Batch, result: PassResult) -> Any:
         if p.what == "hidden":
-            assert p.layer is not None
-            states = result.views[p.side] if isinstance(p.side, View) else result.layers
-            return states[self.anatomy.layer(p.layer)]
+            layer, view = self._layer_and_view(p)
+            return result.states(layer, view)
         assert result.at_labels is not None
         block = Logits(result.at_labels, self.anatomy.logits, self.anatomy.vocabulary, self.anatomy.matrix)
         if p.what == "logits":
@@ -304,7 +344,7 @@ def logp_of(block: Logits, targets: Tensor) -> Tensor:
     """``[n]`` fp32 label log-probabilities, from logits that are made tile by tile or chunk by chunk."""
     grad = torch.is_grad_enabled()
     if block.matrix is not None:
-        return vocabulary.label_logp(block.states, block.matrix, targets, keep=CHUNK_ELEMENTS if grad else 0)
+        return vocabulary.label_logp(block.states, block.matrix, targets, grad=grad)
     return chunked(lambda a, b: label_logp(block.rows(a, b), targets[a:b]), len(block), block.vocabulary, grad=grad)
 
 

@@ -75,7 +75,7 @@ def pack(attention_mask: Tensor, *, width: int) -> Packing | None:
         width: Hidden size, which decides what attention costs beside linear layers.
     """
     lengths = [int(n) for n in attention_mask.sum(1).tolist()]
-    longest, best = max(lengths), (_cost(*attention_mask.shape, width) * (1 - WORTHWHILE), [[0]], 0)
+    longest, best = max(lengths), (_cost(len(lengths), attention_mask.shape[1], width) * (1 - WORTHWHILE), [[0]], 0)
     for length in sorted({longest + math.ceil(longest * eighth / 8) for eighth in range(9)}):
         bins = _first_fit(lengths, length)
         best = min(best, (_cost(len(bins), length, width), bins, length), key=lambda entry: entry[0])

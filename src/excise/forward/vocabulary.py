@@ -2,7 +2,7 @@
 
 The logits ``[n, V]`` of a batch are the largest tensor of a step, and most of their cost is moving them through memory.
 A tile fits the processor's cache; its exponentials are added up and it is overwritten by the next one. The backward
-pass makes the tiles again (one more matrix product) unless all of them together are small.
+pass makes the tiles again (one more matrix product), but for as many as a fixed budget of memory holds.
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ from torch import Tensor
 
 #: Elements of a tile: what a core's cache holds, and on accelerators what fills the device.
 TILE_ELEMENTS, TILE_ELEMENTS_DEVICE = 2**19, 2**24
+#: Elements of a pass's logits (64 MB) that are kept for the backward pass; the other tiles are made again.
+KEEP_ELEMENTS = 2**24
 
 
-def label_logp(states: Tensor, matrix: Tensor, targets: Tensor, *, keep: int) -> Tensor:
+def label_logp(states: Tensor, matrix: Tensor, targets: Tensor, *, grad: bool = True) -> Tensor:
     """``[n]`` fp32 log-probabilities of labels, without a tensor of ``n x V`` elements where that would be large.
 
     Args:
         states: ``[n, D]`` states that the head reads.
         matrix: ``[V, D]`` the head.
         targets: ``[n]`` int64 labels.
-        keep: Elements of all logits up to which they are kept for the backward pass instead of computed again.
+        grad: Whether a backward pass will follow.
 
     Products are made in the precision of an autocast context, sums in fp32. Source: online normalisation, Milakov &
     Gimelshein 2018, arXiv 1805.02867; the recomputed tiles follow Wijmans et al. 2024, arXiv 2411.09009.
 
     Example:
-        >>> label_logp(torch.zeros(1, 2), torch.ones(4, 2), torch.tensor([3]), keep=0).exp().tolist()
+        >>> label_logp(torch.zeros(1, 2), torch.ones(4, 2), torch.tensor([3]), grad=False).exp().tolist()
         [0.25]
     """
-    return _LabelLogp.apply(states, matrix, targets, keep)
+    return _LabelLogp.apply(states, matrix, targets, KEEP_ELEMENTS if grad else 0)
 
 
-def _tiles(n: int, matrix: Tensor) -> Iterator[tuple[int, int]]:
+def tiles(n: int, matrix: Tensor) -> Iterator[tuple[int, int]]:
     limit = TILE_ELEMENTS if matrix.device.type == "cpu" else TILE_ELEMENTS_DEVICE
     size = max(64, limit // max(n, 1))
     return ((start, min(start + size, len(matrix))) for start in range(0, len(matrix), size))
@@ -54,13 +56,13 @@ class _LabelLogp(torch.autograd.Function):
             h = states.to(dtype)
             top = torch.full((len(h),), -torch.inf, device=h.device)
             total, chosen = torch.zeros_like(top), torch.zeros_like(top)
-            for start, stop in _tiles(len(h), matrix):
+            for start, stop in tiles(len(h), matrix):
                 x = (h @ matrix[start:stop].to(dtype).T).float()
                 high = torch.maximum(top, x.amax(1))
                 place = (targets - start).clamp(0, stop - start - 1)
                 inside = (targets >= start) & (targets < stop)
                 chosen = torch.where(inside, x.gather(1, place[:, None]).squeeze(1), chosen)
-                if len(h) * len(matrix) <= keep and any(ctx.needs_input_grad[:2]):
+                if len(h) * stop <= keep:
                     kept.append(x)
                     x = x - high[:, None]
                 else:
@@ -73,14 +75,14 @@ class _LabelLogp(torch.autograd.Function):
         return chosen - norm
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         h, matrix, targets, norm = ctx.saved_tensors
         upstream = grads[0][:, None]
         of_states = torch.zeros(h.shape, device=h.device) if ctx.needs_input_grad[0] else None
         of_matrix = torch.empty_like(matrix) if ctx.needs_input_grad[1] else None
         kept, ctx.kept = iter(ctx.kept), []
         with torch.autocast(h.device.type, enabled=False):
-            for start, stop in _tiles(len(h), matrix):
+            for start, stop in tiles(len(h), matrix):
                 part = matrix[start:stop].to(h.dtype)
                 made = next(kept, None)
                 x = (h @ part.T).float() if made is None else made
