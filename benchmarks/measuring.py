@@ -85,29 +85,36 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer, others: Sequence[nn
 
 
 class VocabularyBytes(TorchDispatchMode):
-    """Peak bytes of live tensors that have an axis as long as the vocabulary.
+    """Peak bytes of live tensors along the vocabulary: those with an axis of its length, or of a tile's length.
 
-    The weights' own storage and tensors of the weights' shape (their gradients, whoever computes them) are left out:
-    both ways of a comparison need them. A storage counts once, whatever views there are of it.
+    Weights and tensors of a weight's shape (gradients, whoever computes them) are left out, since both sides of a
+    comparison have them. A storage counts once, whatever views there are of it.
+
+    Args:
+        axes: Lengths that count as a vocabulary axis: the vocabulary, and the tiles that it may be cut into.
+        model: Whose weights are left out.
     """
 
-    def __init__(self, vocabulary: int, model: nn.Module) -> None:
+    def __init__(self, axes: set[int], model: nn.Module) -> None:
         super().__init__()
-        self.vocabulary, self.live, self.peak = vocabulary, 0, 0
-        wide = [p for p in model.parameters() if vocabulary in p.shape]
+        self.axes, self.live, self.peak = axes, 0, 0
+        wide = [p for p in model.parameters() if p.ndim == 2]
         self.shapes = {tuple(p.shape) for p in wide} | {tuple(reversed(p.shape)) for p in wide}
         self.known: dict[int, weakref.ref] = {}
+        for p in wide:
+            self._watch(p.untyped_storage(), 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then count what it made."""
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and self.vocabulary in leaf.shape and tuple(leaf.shape) not in self.shapes:
-                self._count(leaf.untyped_storage())
+            if isinstance(leaf, Tensor) and self.axes & set(leaf.shape):
+                storage = leaf.untyped_storage()
+                self._watch(storage, 0 if tuple(leaf.shape) in self.shapes else storage.nbytes())
         return out
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+    def _watch(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = storage._cdata
         if key in self.known and self.known[key]() is not None:
             return
 

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from excise import recipe, reference, train
 from excise.forward import REFERENCE, Anatomy, Batch
+from excise.forward.vocabulary import tiles
 from excise.objectives import clreg
 from excise.objectives.forget import npo, simnpo
 from excise.objectives.retain import nll
@@ -125,6 +126,13 @@ class EngineStep:
     def batches(self) -> list[dict[str, Batch]]:
         """The pinned batches, for what the engine is compared with."""
         return [window["sides"] for window in self.windows]
+
+    @property
+    def vocabulary_axes(self) -> set[int]:
+        """Lengths of the vocabulary and of the tiles that this step cuts it into."""
+        matrix = self.model.get_output_embeddings().weight  # type: ignore[operator]
+        counts = [int(batch.label_mask.sum()) for window in self.batches for batch in window.values()]
+        return {len(matrix)} | {stop - start for n in counts for start, stop in tiles(n, matrix)}
 
     def gradient(self, number: int) -> float:
         """Forward and backward pass over batch ``number``; the loss."""

@@ -14,7 +14,7 @@ from torch import nn
 
 import small_world
 from excise import artifacts, files, models, recipe
-from excise.commands import evaluation, running, sides, training
+from excise.commands import evaluation, folders, running, sides, training
 from excise.commands.progress import Progress
 from excise.objectives import FORGET, REGULARISE, RETAIN
 from excise.tasks import causal_lm
@@ -27,7 +27,7 @@ def _trained(settings: recipe.Recipe, *, resume: bool = False) -> tuple[training
     """The training half of a run."""
     given = sides.read(settings.data, seed=settings.seed)
     prepared = training.prepare_unlearning(settings, given, resume=resume)
-    with training.opened(settings, resume=resume) as run:
+    with folders.opened(settings, resume=resume) as run:
         return prepared, training.train_into(prepared, run, QUIET, stage="unlearn", resume=resume)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from excise import artifacts, files, models, recipe, reporting, world
-from excise.commands import evaluation, sides, training
+from excise.commands import evaluation, folders, sides, training
 from excise.commands.progress import Progress
 
 Tasks = dict[str, tuple[Callable, tuple]]
@@ -155,7 +155,7 @@ def _unlearn(values: dict[str, Any]) -> str:
     settings = recipe.build(values)
     given = sides.read(settings.data, seed=settings.seed)
     prepared = training.prepare_unlearning(settings, given, resume=False)
-    with training.opened(settings, resume=True) as folder:
+    with folders.opened(settings, resume=True) as folder:
         training.train_into(prepared, folder, Progress(quiet=True), stage="unlearn", resume=False)
         return str(folder.model)
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from excise import artifacts, recipe, reporting
-from excise.commands import evaluation, objective, sides, training
+from excise.commands import evaluation, folders, objective, sides, training
 from excise.commands.progress import Progress
 
 
@@ -37,16 +37,16 @@ def run(
     if out is not None:
         settings = dataclasses.replace(settings, out=str(out))
     progress = progress or Progress()
-    folder, done = training.standing(settings, resume=resume)
+    folder, done = folders.standing(settings, resume=resume)
     if done:
         return folder.report if folder.report.is_file() else reporting.build(folder.root)
     given = sides.read(settings.data, seed=settings.seed)
     objective.check_sides(objective.terms(settings.objective), given.records)
     prepared = training.prepare_unlearning(settings, given, resume=resume)
     evaluation.refuse_unfit(given, prepared.tokenizer, settings)
-    with training.opened(settings, resume=resume) as folder:
+    with folders.opened(settings, resume=resume) as folder:
         model = training.train_into(prepared, folder, progress, stage="unlearn", resume=resume)
-        if not training.main_rank():
+        if not folders.main_rank():
             return folder.report
         records = evaluation.limited(given.records, settings.evaluate)
         named = {"original": settings.model.name, "gold": settings.evaluate.gold}

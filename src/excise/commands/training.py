@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +12,9 @@ from torch import nn
 from transformers import TrainerCallback
 
 from excise import __version__, artifacts, files, models, recipe, reference, train
-from excise.commands import limits, objective, sides
+from excise.commands import folders, objective, sides
 from excise.commands.progress import Progress
-from excise.errors import IntegrityFailed, TrainingStopped, UsageError
+from excise.errors import IntegrityFailed, TrainingStopped
 from excise.forward import REFERENCE, Anatomy, Step
 from excise.objectives.term import Term
 from excise.records import Record, fingerprint, read_records
@@ -89,23 +85,16 @@ def prepare(
     return Prepared(settings, given, terms, rows, tokenizer, model, precision, plan)
 
 
-def _record(folder: str | None) -> artifacts.Manifest | None:
-    """The record of the run that was begun in a folder."""
-    if folder is None or not (Path(folder) / "manifest.json").is_file():
-        return None
-    return artifacts.read_manifest(artifacts.RunFolder(Path(folder)))
-
-
 def _kept(folder: str | None) -> tuple[str, str | None] | None:
     """Precision and attention that a run was begun with."""
-    record = _record(folder)
+    record = folders.record(folder)
     attention: Any = record.get("attention") if record else None
     return (record["precision"], attention) if record else None
 
 
 def _same_rows(folder: str | None, given: sides.Sides) -> None:
     """Refuse to go on with other rows than those that a run was begun with."""
-    record = _record(folder)
+    record = folders.record(folder)
     for side, source in (record["data"] if record else {}).items():
         if given.sources.get(side) != source:
             raise IntegrityFailed(f"{folder}: begun with other {side} rows; resume with the same, or begin anew")
@@ -179,64 +168,6 @@ def _checkpoints(run: artifacts.RunFolder) -> list[Path]:
     return train.checkpoints(run.checkpoints)
 
 
-@contextmanager
-def opened(settings: recipe.Recipe, *, resume: bool) -> Iterator[artifacts.RunFolder]:
-    """The run folder, locked: new or empty, or with ``resume`` one that was begun with the same recipe.
-
-    Raises:
-        UsageError: No folder is named, or it is not empty and the run is not resumed.
-        IntegrityFailed: The folder was begun with another recipe.
-    """
-    run, _ = standing(settings, resume=resume)
-    if not main_rank():
-        yield run
-        return
-    run.root.mkdir(parents=True, exist_ok=True)
-    with files.locked(run.root):
-        files.write_text(run.recipe, recipe.dump(settings))
-        yield run
-
-
-def standing(settings: recipe.Recipe, *, resume: bool) -> tuple[artifacts.RunFolder, bool]:
-    """The run folder as it is, nothing written, and whether the run in it is done; a done run has all its files.
-
-    Raises:
-        UsageError: A number of the recipe is out of range, no folder is named, or it is not empty and the run is not
-            resumed.
-        IntegrityFailed: The folder was begun with another recipe, or a file of the done run has changed.
-    """
-    limits.check(settings)
-    if not settings.out:
-        raise UsageError("name a folder for the run: --out DIR")
-    run = artifacts.RunFolder(Path(settings.out))
-    if run.root.exists() and not run.root.is_dir():
-        raise UsageError(f"{settings.out}: is a file; name a folder")
-    used = run.root.is_dir() and any(p.name != files.LOCK for p in run.root.iterdir())
-    if used and not resume:
-        raise UsageError(f"{settings.out}: the folder is not empty; resume with --resume or name another")
-    if used and run.recipe.is_file() and recipe.load(str(run.recipe)) != settings:
-        raise IntegrityFailed(f"{settings.out}: begun with another recipe; resume with the same one")
-    record = artifacts.read_manifest(run) if used and run.manifest.is_file() else artifacts.Manifest()
-    if record.get("status") != "done":
-        return run, False
-    changed = artifacts.changed_files(run, record.get("files", {}))
-    if changed:
-        raise IntegrityFailed(f"{settings.out}: file {changed[0]!r} is missing or not what the run wrote")
-    return run, True
-
-
-def main_rank() -> bool:
-    """Whether this process writes."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def _command() -> str:
-    """The command line, where there was one."""
-    program = Path(sys.argv[0] if sys.argv else "")
-    ours = program.name == "excise" or program.parts[-2:] == ("excise", "__main__.py")
-    return shlex.join(["excise", *sys.argv[1:]]) if ours else "python"
-
-
 def manifest(
     prepared: Prepared, status: str, progress: Progress, extra: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -244,7 +175,7 @@ def manifest(
     p = prepared
     return {
         "status": status,
-        "command": _command(),
+        "command": folders.command(),
         "seed": p.settings.seed,
         "versions": {"excise": __version__, **artifacts.environment()},
         "precision": p.precision,
@@ -299,7 +230,7 @@ def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progres
         PosixPath('runs/original/model')
     """
     progress = progress or Progress()
-    run, done = standing(settings, resume=resume)
+    run, done = folders.standing(settings, resume=resume)
     if done:
         return run.model
     given = sides.read(settings.data, seed=settings.seed, need_forget=False)
@@ -312,7 +243,7 @@ def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progres
     tokenizer = _tokenizer(settings, given)
     _refuse_unfit(parts, tokenizer, settings)
     prepared = prepare(settings, given, terms, tokenizer, begun=settings.out if resume else None)
-    with opened(settings, resume=resume) as run:
+    with folders.opened(settings, resume=resume) as run:
         train_into(prepared, run, progress, stage="finetune", resume=resume)
         artifacts.write_results(run, artifacts.Results({}, progress.seconds))
         artifacts.write_manifest(run, manifest(prepared, "done", progress, {"files": artifacts.hash_files(run)}))

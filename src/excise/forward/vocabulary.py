@@ -39,6 +39,7 @@ def label_logp(states: Tensor, matrix: Tensor, targets: Tensor, *, grad: bool = 
 
 
 def tiles(n: int, matrix: Tensor) -> Iterator[tuple[int, int]]:
+    """First and last row of each tile of the head's matrix, for ``n`` labels."""
     limit = TILE_ELEMENTS if matrix.device.type == "cpu" else TILE_ELEMENTS_DEVICE
     size = max(64, limit // max(n, 1))
     return ((start, min(start + size, len(matrix))) for start in range(0, len(matrix), size))
