@@ -128,12 +128,14 @@ class Reading:
         """One ``model.generate`` a row, with the same bound on its length and the same end."""
         texts = []
         examples = causal_lm.encode_records(self._asked, self.tokenizer, ENCODING)
-        end = self.tokenizer.eos_token_id
+        ends = [self.tokenizer.eos_token_id, self.model.generation_config.eos_token_id]
         for example, prompt in zip(examples, causal_lm.prompts(self._asked, self.tokenizer, ENCODING), strict=True):
             bound = min(NEW_TOKENS, int(np.ceil(1.5 * (len(example.input_ids) - example.label_start))) + 8)
+            ids = torch.tensor([prompt])
             out: Any = self.model.generate(
-                input_ids=torch.tensor([prompt]), max_new_tokens=bound, do_sample=False, eos_token_id=end, pad_token_id=0
-            )
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=bound, do_sample=False,
+                eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id,
+            )  # fmt: skip
             texts.append(self.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True).strip())
         return texts
 

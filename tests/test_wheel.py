@@ -86,6 +86,6 @@ def test_the_command_and_its_data_work_from_the_wheel(elsewhere: Path, tmp_path:
     assert {line.split()[0] for line in listed} == shipped
     code = (
         "from importlib import resources as r\n"
-        "print(*(path.name for path in (r.files('excise') / 'report/templates').iterdir()))"
+        "print(*(path.name for path in (r.files('excise') / 'reporting/templates').iterdir()))"
     )
     assert _run(elsewhere / "python", "-c", code, cwd=tmp_path).split()

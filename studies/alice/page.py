@@ -21,7 +21,7 @@ COLUMNS = {
     "relearned p": ("relearned_probability", 3),
     "loss on other Alice": ("other_alice_loss", 2),
     "loss on stories": ("untouched_loss", 3),
-    "entanglement": ("entanglement", 0),
+    "entanglement": ("entanglement", 1),
 }
 MODELS = {"base": "as it came", "original": "**original** (learned them)", "gold": "**gold** (never saw them)"}
 

@@ -131,10 +131,10 @@ class Study:
         if self.quick:
             return
         yield from self._ablations()
-        for split, base, clreg in itertools.product(("forget05", "forget01"), bases, (False, True)):
-            yield self._main(base, split, 0, clreg=clreg)
         for seed, base, clreg in itertools.product(seeds[1:], bases, (False, True)):
             yield self._main(base, "forget10", seed, clreg=clreg)
+        for split, base, clreg in itertools.product(("forget05", "forget01"), bases, (False, True)):
+            yield self._main(base, split, 0, clreg=clreg)
         for split, seed, base, clreg in itertools.product(("forget05", "forget01"), seeds[1:], bases, (False, True)):
             yield self._main(base, split, seed, clreg=clreg)
 
