@@ -58,7 +58,7 @@ check: $(STAMP)  ## style, format, types, import rule
 	$(BIN)/pytest -q tests/test_architecture.py
 
 bench: $(STAMP)  ## speed and memory against the plain step and the naive way -> docs/results/speed.md
-	$(BIN)/python benchmarks/speed.py $(ARGS)
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 clean:  ## remove generated files, the environment excepted
 	rm -rf dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
