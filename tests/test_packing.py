@@ -21,7 +21,8 @@ NEEDS = [token_logp("forget"), hidden("forget", 1), hidden("forget", -1), pooled
 def rows() -> Batch:
     """Two long rows and several short ones: half of the positions would be padding."""
     data = tiny.Data({"forget": 12})
-    return data.batch("forget", sorted(range(12), key=lambda i: len(data.rows["forget"][i]))[:9] + [10, 11], extra=1)
+    order = sorted(range(12), key=lambda i: len(data.rows["forget"][i]))
+    return data.batch("forget", [*order[:9], *order[-2:]], extra=1)
 
 
 def products(net: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -32,8 +33,10 @@ def products(net: nn.Module, batch: Batch) -> tuple[list[Tensor], dict[str, Tens
     return [v.detach() for v in read], tiny.gradients(net, loss)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [(kind, way) for kind in sorted(ARCHITECTURES) for way in ("sdpa", "eager") if (kind, way) != ("gemma2", "sdpa")],
+)
 def test_packed_rows_are_read_as_if_they_stood_alone(
     kind: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,7 +259,7 @@ _JSON = _option("--json", "print JSON", action="store_true")
 
 COMMANDS = {
     "demo": Command(
-        "train, forget and report on a small synthetic world: no network, no GPU, about three minutes",
+        "train, forget and report on a small synthetic world: no network, no GPU, about a minute",
         _demo,
         (
             _option("--out", "folder to write (default: excise-demo)", type=Path, default=Path("excise-demo")),

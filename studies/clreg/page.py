@@ -45,6 +45,7 @@ def write(rows: Sequence[Row], out: Path, *, quick: bool) -> None:
         "ABLATIONS": ablations(rows),
         "RATIOS": ratios(rows),
         "TUNED": tuned(out),
+        "STATUS": status(rows),
     }
     for name, table in tables.items():
         text = text.replace(f"<<{name}>>", table or "_Not run yet._")
@@ -140,6 +141,17 @@ def ratios(rows: Sequence[Row]) -> str:
 def _mean(rows: Sequence[Row], metric: str) -> float | None:
     values = [v for r in rows if (v := value(r, metric)) is not None]
     return statistics.mean(values) if values else None
+
+
+def status(rows: Sequence[Row]) -> str:
+    """Which part of the study has been run."""
+    done = {
+        s: len([r for r in rows if r["split"] == s and r["group"] == "main"])
+        for s in ("forget10", "forget05", "forget01")
+    }
+    other = len([r for r in rows if r["group"] not in ("main", "original", "gold")])
+    cells = ", ".join(f"{n} of 30 rows at {s[-2:].lstrip('0')} %" for s, n in done.items())
+    return f"**Run so far:** {cells}; {other} of 9 rows with one thing changed. The command goes on where it stopped."
 
 
 def tuned(out: Path) -> str:

@@ -70,15 +70,15 @@ class _LabelLogp(torch.autograd.Function):
                     x -= high[:, None]
                 total = total * (top - high).exp() + x.exp_().sum(1)
                 top = high
-            norm = top + total.log()
-        ctx.save_for_backward(h, matrix, targets, norm)
+        ctx.save_for_backward(h, matrix, targets, top, total)
         ctx.kept, ctx.states_dtype = kept, states.dtype
-        return chosen - norm
+        return (chosen - top) - total.log()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        h, matrix, targets, norm = ctx.saved_tensors
-        upstream = grads[0][:, None]
+        h, matrix, targets, top, total = ctx.saved_tensors
+        upstream = grads[0]
+        share = (-upstream / total)[:, None]
         of_states = torch.zeros(h.shape, device=h.device) if ctx.needs_input_grad[0] else None
         of_matrix = torch.empty_like(matrix) if ctx.needs_input_grad[1] else None
         kept, ctx.kept = iter(ctx.kept), []
@@ -87,9 +87,9 @@ class _LabelLogp(torch.autograd.Function):
                 part = matrix[start:stop].to(h.dtype)
                 made = next(kept, None)
                 x = (h @ part.T).float() if made is None else made
-                x.sub_(norm[:, None]).exp_().mul_(-upstream)
+                x.sub_(top[:, None]).exp_().mul_(share)
                 rows = ((targets >= start) & (targets < stop)).nonzero().squeeze(1)
-                x[rows, targets[rows] - start] += upstream[rows, 0]
+                x[rows, targets[rows] - start] += upstream[rows]
                 x = x.to(h.dtype)
                 if of_states is not None:
                     of_states = of_states.addmm_(x, part) if x.dtype == of_states.dtype else of_states.add_(x @ part)
