@@ -125,6 +125,7 @@ class UnlearnTrainer(Trainer):
     ) -> None:
         self.terms, self.plan, self.collate_side, self.settings = list(terms), plan, collate, settings
         self.reference, self.constants, self.should_stop = reference, dict(constants or {}), should_stop
+        self.precision = precision
         self.anatomy = Anatomy.of(model)
         freeze_unread(model, self.anatomy, [p for t in self.terms for p in t.needs()])
         self.duals = {t.name: t.weight.start for t in self.terms if isinstance(t.weight, Dual)}
@@ -203,7 +204,9 @@ class UnlearnTrainer(Trainer):
         # By the step: however a step is cut into micro-batches, a row gets the same dropout.
         seed = (self.settings.seed << 24) + inputs["micro"] // self.settings.schedule.accumulate
         step = Step(model, self.anatomy, sides, reference=self.reference, constants=self.constants, seed=seed)
-        made = step.run(needs)
+        # The Trainer puts the model's own forward alone under autocast; views and the head run outside of it.
+        with autocast(self.precision, self.args.device.type):
+            made = step.run(needs)
         loss = torch.zeros((), device=self.args.device)
         for term in active:
             loss = loss + self.weight(term) * self._mean(term, made, sides, inputs["totals"][term.over])

@@ -23,8 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import page
 import passages
+
+import page
 
 Values = dict[str, Any]
 

@@ -32,20 +32,25 @@ CHUNK_ELEMENTS = 4_000_000
 class Logits:
     """Logits at label positions, not yet computed: states ``[n, D]`` and the head that turns them into ``[n, V]``.
 
-    ``matrix`` is the head as a matrix ``[V, D]``, where it is nothing else.
+    ``matrix`` is the head as a matrix ``[V, D]``, where it is nothing else. They are made in the precision (autocast or
+    not) of the pass that they belong to, whenever that is.
     """
 
     def __init__(
         self, states: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int, matrix: Tensor | None = None
     ) -> None:
         self.states, self.head, self.vocabulary, self.matrix = states, head, vocabulary, matrix
+        device = states.device.type
+        self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
 
     def __len__(self) -> int:
         return self.states.shape[0]
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Logits of the label positions ``start`` to ``stop``."""
-        return self.head(self.states[start:stop])
+        device, dtype, enabled = self._autocast
+        with torch.autocast(device, dtype=dtype, enabled=enabled):
+            return self.head(self.states[start:stop])
 
 
 def chunked(fn: Callable[..., Tensor], n: int, vocabulary: int, *, grad: bool) -> Tensor:
@@ -113,7 +118,7 @@ class Batch:
 def masked_mean(states: Tensor, where: Tensor) -> Tensor:
     """``[B, D]`` fp32 mean of ``states [B, T, D]`` over ``where [B, T]``."""
     weight = where.to(torch.float32)
-    total = torch.einsum("btd,bt->bd", states.float(), weight)
+    total = (states.float() * weight[..., None]).sum(1)  # no matrix product: autocast would make it one of bf16
     return total / weight.sum(1, keepdim=True).clamp_min(1.0)
 
 
