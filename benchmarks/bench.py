@@ -187,5 +187,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    tempfile.tempdir = tempfile.mkdtemp(prefix="excise-bench-")
-    sys.exit(main())
+    with tempfile.TemporaryDirectory(prefix="excise-bench-") as folder:
+        tempfile.tempdir = folder
+        code = main()
+    sys.exit(code)
