@@ -120,7 +120,7 @@ class _Size:
 
     def memory(self, cost: Any, stored: list) -> dict[str, int]:
         """Bytes: weights, gradients and optimizer, activations of a step, the stored reference."""
-        from excise.forward.compute import CHUNK_ELEMENTS
+        from excise.forward.vocabulary import KEEP_ELEMENTS
 
         bytes_ = 2 if self.settings.model.precision == "bf16" else 4
         lora = self.settings.model.lora
@@ -136,7 +136,7 @@ class _Size:
             if model != REFERENCE:
                 activations += batch * tokens * self.depth * (1 + again) * (14 * self.width + 4 * self.inner) * 4
                 if wanted.head:
-                    activations += min(batch * labels * self.vocabulary, 3 * CHUNK_ELEMENTS) * 4
+                    activations += min(batch * labels * self.vocabulary, KEEP_ELEMENTS) * 4
         reference = sum(
             self.rows.counts[str(base_side(p.side))]
             * (self._tokens(str(base_side(p.side)))[1] * (self.width if p.what == "logits" else 1))
