@@ -29,6 +29,7 @@ from page import Profile, Row, table, write
 from profiling import shares
 from reading import Reading, agreement
 from setting import EngineStep, Rows, model
+from starting import RANK, Beginning, Layer
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
@@ -155,6 +156,35 @@ def evaluation(effort: Effort) -> list[Row]:
     ]
 
 
+def starts(effort: Effort) -> list[Row]:
+    """What the starts of an adapter cost: the decomposition of one layer, and whole starts beside an epoch."""
+    few, found = Effort(effort.repeats, 2), []
+    for width in (2048,) if effort.quick else (2048, 4096):
+        layer, where = Layer(width), f"one layer, width {width}, rank {RANK}, fp32, covariance given"
+        found.append(
+            timed("full decomposition / Krylov", where, lambda own=layer: (own.eigh, own.krylov), few, ("at least", 15))
+        )
+        trace, exact = layer.trace(layer.krylov()), layer.trace(layer.eigh())
+        near = ("at least", 1 - 1e-4)
+        found.append(Row("captured trace / full one's", where, trace / exact, None, None, 1, near, ""))
+        print(found[-1].line(), flush=True)
+    for name, how, statistics, times, bound in (
+        ("rila", "RILA, each token", {}, 4, ("at most", 1.0)),
+        ("rila", "RILA, mean of each row", {"pooling": "row"}, 4, ("at most", 1.0)),
+        ("rila", "RILA, each token", {}, 1, None),  # few rows: the decompositions do not get fewer
+        ("fila", "FILA", {}, 4, None),
+        ("vila", "VILA", {}, 4, None),
+    ):
+        own = Beginning(times)
+        where = f"{how}; {len(own.examples['forget'])} rows of each side"
+
+        def make(own: Beginning = own, name: str = name, statistics: dict = statistics) -> tuple[Step, Step]:
+            return own.start(name, **statistics), own.epoch()
+
+        found.append(timed("start / epoch of training", where, make, few, bound))
+    return found
+
+
 def profiled(effort: Effort) -> list[Profile]:
     """Where the time of the plain step and of SimNPO + CLReg goes."""
     base, rows = model(4096), Rows.drawn(4096)
@@ -164,20 +194,29 @@ def profiled(effort: Effort) -> list[Profile]:
     return [Profile(k, v / total, (v - plain.get(k, 0.0)) / base_total) for k, v in step.items()]
 
 
+PARTS: dict[str, Callable[[Effort], list[Row]]] = {
+    "plain": beside_the_plain_step,
+    "naive": beside_the_naive_way,
+    "bytes": bytes_along_the_vocabulary,
+    "evaluation": evaluation,
+    "starts": starts,
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="few pairs, no bf16, no 128k; writes nothing without --out"
     )
+    parser.add_argument("--only", choices=PARTS, help="one part; writes nothing")
     parser.add_argument("--out", type=Path, help=f"folder of speed.md and speed.json (default: {RESULTS})")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     effort = Effort(1, 4, quick=True) if options.quick else Effort(3, 10)
-    found = beside_the_plain_step(effort) + beside_the_naive_way(effort)
-    found += bytes_along_the_vocabulary(effort) + evaluation(effort)
+    found = [row for name, part in PARTS.items() if options.only in (None, name) for row in part(effort)]
     print("\n" + table(found))
-    out = options.out or (None if options.quick else RESULTS)
+    out = None if options.only else options.out or (None if options.quick else RESULTS)
     if out is not None:
         write(out, found, profiled(effort))
     missed = [row for row in found if row.passed is False]

@@ -59,12 +59,12 @@ class Rows:
     sides: dict[str, list[causal_lm.Example]]
 
     @staticmethod
-    def drawn(vocabulary: int) -> Rows:
-        """The same lengths for every vocabulary."""
+    def drawn(vocabulary: int, times: int = 1) -> Rows:
+        """The same lengths for every vocabulary, ``times`` over with other tokens."""
         sides = {}
         for number, side in enumerate(("forget", "retain")):
             draw = np.random.default_rng([7, number])
-            own = LENGTHS[number * ROWS : (number + 1) * ROWS]
+            own = LENGTHS[number * ROWS : (number + 1) * ROWS] * times
             sides[side] = [causal_lm.Example(tuple(draw.integers(3, vocabulary, q + a).tolist()), q) for q, a in own]
         return Rows(sides)
 
@@ -100,7 +100,7 @@ class EngineStep:
         terms, counts = OBJECTIVES[objective], {side: len(own) for side, own in rows.sides.items()}
         settings = recipe.build(
             {
-                "schedule": {"steps": ROWS // BATCH, "forget_batch": BATCH, "retain_batch": BATCH},
+                "schedule": {"steps": counts["forget"] // BATCH, "forget_batch": BATCH, "retain_batch": BATCH},
                 "optimiser": {"lr": LEARNING_RATE, "warmup": 0.0},
             }
         )

@@ -60,6 +60,7 @@ def write_fake_run(
     examples: bool = False,
     gold: bool = True,
     evaluated: bool = True,
+    adapter: bool = True,
     hostile: str | None = None,
     values: Mapping[str, float | None] | None = None,
 ) -> RunFolder:
@@ -70,6 +71,7 @@ def write_fake_run(
         examples: Also write ``examples.json``.
         gold: With a gold model's numbers.
         evaluated: With results and pictures at all.
+        adapter: With what a run of an adapter says of its layers.
         hostile: Text to put into every field that takes any text, names of models and metrics included.
         values: Other values for the unlearned model.
     """
@@ -82,7 +84,7 @@ def write_fake_run(
     if evaluated:
         results = _results(gold, dict(values or {}), hostile)
         artifacts.write_results(run, results)
-        artifacts.write_pictures(run, _pictures(gold, words, hostile))
+        artifacts.write_pictures(run, _pictures(gold, words, hostile, adapter))
     if examples:
         fields = {"side": "forget", "question": "Where was Ada Quill born?", "answer": "In Port Sorrow."}
         said = {"unlearned": "I cannot say.", "gold": "In Lower Dunmarsh."}
@@ -124,7 +126,24 @@ def _results(gold: bool, values: dict[str, float | None], hostile: str | None) -
     return Results(models, {"train_original": 41.3, "train_gold": 39.9, "unlearn": 12.4, hostile or "evaluate": 21.7})
 
 
-def _pictures(gold: bool, words: Any, hostile: str | None) -> dict[str, Any]:
+def _geometry(words: Any) -> dict[str, Any]:
+    def beside(forget: float, retain: float) -> dict[str, Any]:
+        shares = {"forget": forget, "retain": retain}
+        return {side: {"share": v, "cosines": [v**0.5 * 0.9**i for i in range(4)]} for side, v in shares.items()}
+
+    layers = [
+        {
+            "name": words(f"base_model.model.model.layers.{number // 2}.self_attn.{'vo'[number % 2]}_proj"),
+            "width": 256, "rank": 8, "chance": 8 / 256,
+            "before": beside(0.62 - 0.05 * number, 0.21), "after": beside(0.55 - 0.05 * number, 0.12),
+            "spectrum": {"top": [1.0, 0.31, 0.12], "bottom": [-0.6, -0.22, -0.05]},
+        }
+        for number in range(4)
+    ]  # fmt: skip
+    return {"k": 4, "beta": 0.5, "taken_for": "picture", "layers": layers}
+
+
+def _pictures(gold: bool, words: Any, hostile: str | None, adapter: bool) -> dict[str, Any]:
     models = [model for model in _MODELS if gold or model != "gold"]
     layers = {
         "original": (96.0, 21.4, 11.2),
@@ -168,6 +187,7 @@ def _pictures(gold: bool, words: Any, hostile: str | None) -> dict[str, Any]:
             {key: text if key == "model" else words(text) for key, text in finding.items()} for finding in findings
         ],
         "privleak_null_spread": 9.8,
+        **({"geometry": _geometry(words)} if adapter else {}),
         "not_shown": {"mia_zlib_auc": words("the tables hold no texts")},
         "not_tested": [
             words("Prompts other than the questions of the records and their paraphrases."),

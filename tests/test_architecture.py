@@ -20,7 +20,7 @@ LONG = 300
 # The longest name that fits decides; a package may import its own parts; `errors` and `files` are open to everyone.
 EVERYTHING = frozenset({"*"})
 LEAVES = frozenset({"errors", "files"})
-SAVED = frozenset({"metrics.catalogue", "metrics.table"})  # what saved numbers are called, and how they are laid out
+SAVED = frozenset({"metrics.catalogue", "metrics.class_catalogue", "metrics.table"})  # what saved numbers are called, and how they are laid out
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "": EVERYTHING,  # the façade: its names are looked up when they are asked for
     "__main__": frozenset({"cli"}),
@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "files": frozenset(),
     "recipe": frozenset(),
     "geometry": frozenset(),
+    "subspace": frozenset(),
     "forward": frozenset(),
     "paraphrase": frozenset(),
     "terminal": frozenset(),
@@ -43,12 +44,26 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "metrics.generate": frozenset({"metrics.table", "records", "tasks"}),
     "metrics.states": frozenset({"geometry", "metrics.latent", "metrics.statistics"}),
     "metrics.measure": SAVED | {"forward", "metrics.generate", "metrics.states", "records", "tasks"},
+    "metrics.class_catalogue": frozenset({"metrics.catalogue"}),
+    "metrics.entities": frozenset(),
+    "metrics.class_scores": SAVED | {"metrics.entities", "metrics.scores", "metrics.statistics"},
+    "metrics.class_states": frozenset(
+        {"metrics.entities", "metrics.latent", "metrics.states", "metrics.statistics", "metrics.table"}
+    ),
+    "metrics.tagging": frozenset(
+        {"forward", "metrics.class_states", "metrics.measure", "metrics.table", "records", "tasks"}
+    ),
+    "metrics.mcq": frozenset({"metrics.measure", "metrics.statistics", "records"}),
     "records": frozenset({"recipe"}),
     "models": frozenset({"recipe"}),
     "world": frozenset({"recipe"}),
+    "world_tagged": frozenset({"world"}),
+    "stopping": frozenset({"recipe", "metrics.statistics"}),
     "tasks": frozenset({"recipe", "records", "forward", "paraphrase"}),
     "objectives": frozenset({"forward", "geometry"}),
-    "schedule": frozenset({"recipe"}),
+    "initialise": frozenset({"forward", "geometry", "subspace"}),
+    "draws": frozenset(),
+    "schedule": frozenset({"draws", "recipe"}),
     "optimise": frozenset({"recipe"}),
     "reference": frozenset({"forward"}),
     "train": frozenset({"recipe", "forward", "objectives", "optimise", "schedule"}),

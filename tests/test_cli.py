@@ -200,7 +200,7 @@ def test_the_other_commands_hand_over(functions: Functions, tmp_path: Path) -> N
         ("demo", (tmp_path,), {"quick": True, "seed": 5}),
         ("finetune", (recipe.changed(made, {"out": "o"}),), {"resume": False}),
         ("tune", (made, 4), {"study": "s.db", "processes": 2}),
-        ("evaluate", ("m",), {"suite": "tofu", "against": "g", "recipe": None, "out": None}),
+        ("evaluate", ("m",), {"suite": "tofu", "against": "g", "tasks": (), "recipe": None, "out": None}),
         ("score", ("a.json", "b.json"), {}),
         ("report", (tmp_path,), {}),
     ]
@@ -215,7 +215,7 @@ def test_the_functions_take_what_the_commands_give() -> None:
         (excise.plan, (some,), {}),
         (excise.run, (some,), {"out": out, "resume": True}),
         (excise.tune, (some, 4), {"study": None, "processes": 1}),
-        (excise.evaluate, ("m",), {"suite": "tofu", "against": None, "recipe": None, "out": None}),
+        (excise.evaluate, ("m",), {"suite": "tofu", "against": None, "tasks": (), "recipe": None, "out": None}),
         (excise.score, ("a", None), {}),
         (excise.report, (out,), {}),
     ):

@@ -135,7 +135,7 @@ def test_a_plan_is_readable(small: SmallWorld, tmp_path: Path, capsys: pytest.Ca
 
 def test_results_have_the_promised_shape(done: tuple[Path, Any]) -> None:
     results = _results(done[0])
-    assert set(results) == {"format", "models", "seconds"}
+    assert set(results) == {"format", "task", "models", "seconds"}
     assert results["format"] == 1
     assert list(results["models"]) == ["original", "gold", "unlearned"]
     for model, numbers in results["models"].items():

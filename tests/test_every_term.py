@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from excise.forward import POLICY, Product, base_side
+from excise.forward import PER_TOKEN, POLICY, Product, base_side, passes
 from excise.objectives import FORGET, REGULARISE, RETAIN, Dual, Ramp, Term, source_of
-from oracles import ORACLES
+from oracles import ORACLES as OF_ROWS
+from oracles_class import ORACLES as OF_CLASSES
+from oracles_lora import ORACLES as OF_WEIGHTS
 
+ORACLES: dict[str, Any] = {**OF_ROWS, **OF_WEIGHTS, **OF_CLASSES}
 TABLES = {"forget": FORGET, "retain": RETAIN, "regularise": REGULARISE}
 FACTORIES = {name: factory for table in TABLES.values() for name, factory in table.items()}
 
@@ -37,7 +40,19 @@ MORE_OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"symmetric": True, "temperature": 0.9, "views": "both", "layers": 2},
         {"loss": "infonce", "reduce": "hardest", "pooling": "last"},
     ],
+    "deepcut": [
+        {"form": "full", "outside": False},
+        {"views": 1, "classes": "prefixed", "temperature": 0.5, "layer": 2},
+        {"form": "full", "views": 1, "anchors": "all", "contrast": "both"},
+        {"anchors": "pooled", "contrast": "drawn"},
+        {"anchors": "pooled", "views": 1, "form": "full", "outside": False},
+    ],
+    "relabel": [{"to": "random"}, {"to": "random", "labels": "all"}, {"labels": "all"}],
+    "bad_teacher": [{"spread": 0.5}, {"spread": 0.0}],
+    "rol": [{"normalise": "layers_rank", "k": 2}, {"normalise": "cosine", "layers": "v_proj$"}, {"layers": "[qv]_"}],
 }
+#: Adapted layers of the made-up step: rows of the output and rank.
+LAYERS = {"blocks.0.q_proj": (6, 3), "blocks.0.v_proj": (5, 3), "blocks.1.v_proj": (5, 2)}
 CASES = [(name, options) for name in FACTORIES for options in [{}, *MORE_OPTIONS.get(name, [])]]
 
 
@@ -50,18 +65,20 @@ def terms_of(name: str, options: dict[str, Any]) -> tuple[Term, ...]:
     return made if isinstance(made, tuple) else (made,)
 
 
-def parametrize_terms(*reading: str) -> pytest.MarkDecorator:
-    """All terms in all their variants, or those that read one of the products named."""
+def parametrize_terms(*reading: str, rows: bool = False) -> pytest.MarkDecorator:
+    """All terms in all their variants, or those that read one of the products named, or have values of rows."""
     found = [
         pytest.param(name, options, term, id=f"{identity((name, options))}:{term.name}")
         for name, options in CASES
         for term in terms_of(name, options)
         if not reading or any(p.what in reading for p in term.needs())
+        if not rows or term.per != "step"
     ]
     return pytest.mark.parametrize(("name", "options", "term"), found)
 
 
 every_term = parametrize_terms()
+every_term_of_rows = parametrize_terms(rows=True)
 every_factory = pytest.mark.parametrize("name", FACTORIES)
 
 
@@ -83,8 +100,8 @@ class World:
             where[row, self.length - 2 - row % 4 :] = True
         return where
 
-    def make(self, p: Product) -> Tensor:
-        """A tensor for ``p``, the same each time."""
+    def make(self, p: Product) -> Any:
+        """A tensor for ``p``, or one for each adapted layer; the same each time."""
         generator = torch.Generator().manual_seed(zlib.crc32(repr(p).encode()))
         where = self.label_mask()
         n = int(where.sum())
@@ -98,14 +115,30 @@ class World:
             "logits": lambda: real(n, self.vocabulary) * 3,
             "label_count": lambda: where.sum(1).to(self.dtype),
             "token_rows": lambda: where.nonzero()[:, 0],
+            "row_numbers": lambda: where.nonzero()[:, 0] * 31 + 5,
             "token_index": lambda: torch.cat([torch.arange(int(c)) for c in where.sum(1)]),
             "labels": lambda: torch.randint(self.vocabulary, (n,), generator=generator),
+            "at_labels": lambda: real(n, self.width),
             "hidden": lambda: real(self.rows, self.length, self.width),
             "pooled": lambda: real(self.rows, self.width),
             "mask": lambda: where,
-            "constant": lambda: torch.nn.functional.normalize(real(self.width).abs(), dim=0),
+            "lora": lambda: {name: real(*shape) for name, shape in LAYERS.items()},
+            "constant": lambda: self.constant(p, real),
         }
         return made[p.what]()
+
+    def constant(self, p: Product, real: Any) -> Any:
+        """A direction, an orthonormal basis of each adapted layer, or the contrast class of each label."""
+        name, _, size = str(p.detail).partition("/")
+        if name == "class_map":
+            ids = torch.arange(self.vocabulary)
+            return ids if size == "prefixed" else torch.where(ids < 6, ids // 2, ids - 3)
+        if name == "seed":
+            return torch.tensor(11)
+        if name != "retain_basis":
+            return torch.nn.functional.normalize(real(self.width).abs(), dim=0)
+        drawn = {layer: real(rows, min(int(size), rows - 1)) for layer, (rows, _) in LAYERS.items()}
+        return {layer: torch.linalg.qr(matrix.double()).Q.to(self.dtype) for layer, matrix in drawn.items()}
 
     def inputs(self, term: Term) -> dict[str, Any]:
         """Tensors for the parameters of ``term.fn``."""
@@ -121,7 +154,8 @@ def pairs(term: Term, given: dict[str, Any]) -> list[tuple[str, Product, Tensor]
     for name, value in term.inputs.items():
         products = value if isinstance(value, tuple) else (value,)
         tensors = given[name] if isinstance(value, tuple) else (given[name],)
-        out += [(name, p, t) for p, t in zip(products, tensors, strict=True)]
+        for p, t in zip(products, tensors, strict=True):
+            out += [(name, p, inner) for inner in (t.values() if isinstance(t, dict) else [t])]
     return out
 
 
@@ -131,6 +165,8 @@ def mapped(term: Term, given: dict[str, Any], change: Any) -> dict[str, Any]:
     for name, value in term.inputs.items():
         if isinstance(value, tuple):
             out[name] = tuple(change(name, p, t) for p, t in zip(value, given[name], strict=True))
+        elif isinstance(given[name], dict):
+            out[name] = {layer: change(name, value, t) for layer, t in given[name].items()}
         else:
             out[name] = change(name, value, given[name])
     return out
@@ -146,6 +182,7 @@ def test_parameters_are_the_wiring(name: str, options: dict, term: Term) -> None
     assert free == set(term.inputs)
     assert term.gathered <= set(term.inputs)
     assert term.over in {base_side(p.side) for p in term.needs()}
+    assert (term.per == "step") is (term.over is None)
     if term.gathered:
         assert term.batch_coupled
 
@@ -157,7 +194,7 @@ def test_one_finite_value_each_and_inputs_left_alone(name: str, options: dict, t
     before = mapped(term, given, lambda _n, _p, t: t.clone())
     values = term.fn(**given)
     count = world.rows if term.per == "row" else int(world.label_mask().sum())
-    assert values.shape == (count,)
+    assert values.shape == (() if term.per == "step" else (count,))
     assert torch.isfinite(values).all()
     for (_, _, old), (_, _, new) in zip(pairs(term, before), pairs(term, given), strict=True):
         assert torch.equal(old, new)
@@ -181,34 +218,38 @@ def test_gradient_reaches_the_policy_and_never_the_reference(name: str, options:
     for parameter, p, tensor in pairs(term, given):
         if not tensor.requires_grad or p.what == "constant":
             continue
+        if p.what == "lora" and tensor.grad is None:  # a layer that the options leave out
+            assert options.get("layers", "all") != "all"
+            continue
         if p.model == POLICY:
             assert tensor.grad is not None, parameter
             assert torch.isfinite(tensor.grad).all()
             assert tensor.grad.abs().sum() > 0, parameter
-        elif p.what in ("logits", "hidden"):  # distributions and states to imitate; scalars come without a graph
+        elif p.what in ("logits", "hidden", "at_labels"):  # to be imitated; scalars come without a graph
             assert tensor.grad is None, parameter
 
 
-@every_term
+@every_term_of_rows
 def test_order_of_rows_does_not_matter(name: str, options: dict, term: Term) -> None:
     given = World().inputs(term)
     values = term.fn(**given)
     order = torch.randperm(len(values), generator=torch.Generator().manual_seed(3))
-    shuffle = torch.randperm(World().rows, generator=torch.Generator().manual_seed(4))
 
     def permute(parameter: str, p: Product, t: Tensor) -> Tensor:
         if p.what == "constant":
             return t
-        return t[shuffle] if parameter in term.gathered else t[order]
+        if parameter in term.gathered:
+            return t[torch.randperm(len(t), generator=torch.Generator().manual_seed(4))]
+        return t[order]
 
     torch.testing.assert_close(term.fn(**mapped(term, given, permute)), values[order], rtol=1e-12, atol=1e-12)
 
 
-@every_term
+@every_term_of_rows
 def test_a_row_does_not_read_its_neighbours_unless_it_says_so(name: str, options: dict, term: Term) -> None:
     given = World().inputs(term)
     values = term.fn(**given)
-    half = len(values) // 2
+    half = len(values) // 2 if term.per == "row" else int(World().label_mask()[:2].sum())  # where a row ends
 
     def cut(part: slice) -> Any:
         def take(parameter: str, p: Product, t: Tensor) -> Tensor:
@@ -250,6 +291,21 @@ def test_gradients_stay_finite_at_extreme_inputs(name: str, options: dict, term:
             assert torch.isfinite(tensor.grad).all(), parameter
 
 
+@every_term_of_rows
+def test_what_counts_is_known_before_the_pass(name: str, options: dict, term: Term) -> None:
+    """From labels alone, and what does not count has no value."""
+    if term.counts is None:
+        return
+    given = World().inputs(term)
+    free = [k for k, v in term.inputs.items() if not passes(v if isinstance(v, tuple) else (v,))]
+    counts = term.counts(**{k: given[k] for k in free})
+    values = term.fn(**given)
+    assert counts.shape == values.shape
+    assert (counts >= 0).all()
+    assert int((counts > 0).sum()) > 0
+    assert torch.equal(values[counts == 0], torch.zeros(int((counts == 0).sum()), dtype=values.dtype))
+
+
 @parametrize_terms("logits")
 def test_a_shift_of_all_logits_changes_nothing(name: str, options: dict, term: Term) -> None:
     given = World().inputs(term)
@@ -274,7 +330,8 @@ def test_padding_is_never_read(name: str, options: dict, term: Term, left: bool)
 @parametrize_terms("logits")
 def test_a_term_on_logits_can_be_cut_into_chunks(name: str, options: dict, term: Term) -> None:
     assert term.per == "token"
-    assert {p.what for p in term.needs()} <= {"logits", "labels", "token_index", "token_logp"}
+    # One entry per label token, which is cut with the logits, or a constant, which is not.
+    assert {p.what for p in term.needs()} <= {*PER_TOKEN, "constant"}
 
 
 @every_factory

@@ -344,7 +344,7 @@ def test_chunks_change_neither_values_nor_gradients(kind: str, width: int, monke
     logp, loss, whole = values()
     want = tiny.gradients(net, logp.sum() + loss.sum())
     assert whole == [len(logp)] * 2
-    monkeypatch.setattr("excise.forward.compute.CHUNK_ELEMENTS", width * tiny.VOCABULARY)
+    monkeypatch.setattr("excise.forward.head.CHUNK_ELEMENTS", width * tiny.VOCABULARY)
     in_chunks, loss_in_chunks, sizes = values()
     assert max(sizes) == width
     assert sum(sizes) == 2 * len(logp)
@@ -373,7 +373,7 @@ def test_a_chunk_cuts_tokens_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
 
     term = Term("weighted", weighted, inputs, over="forget", per="token")
     want = train.value_of(term, tiny.step_of(net, ("forget", given)).run(term.needs()))
-    monkeypatch.setattr("excise.forward.compute.CHUNK_ELEMENTS", tiny.VOCABULARY)
+    monkeypatch.setattr("excise.forward.head.CHUNK_ELEMENTS", tiny.VOCABULARY)
     got = train.value_of(term, tiny.step_of(net, ("forget", given)).run(term.needs()))
     torch.testing.assert_close(got, want)
 

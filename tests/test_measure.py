@@ -157,7 +157,7 @@ def test_pooling_reads_the_positions_that_it_names(model: Any, pooling: str) -> 
 
 @pytest.mark.parametrize("size", [4_000_000, 130])
 def test_vocabulary_moments_in_any_chunk(model: Any, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("excise.forward.compute.CHUNK_ELEMENTS", size)
+    monkeypatch.setattr("excise.forward.head.CHUNK_ELEMENTS", size)
     generator = torch.Generator().manual_seed(0)
     vectors = (
         torch.randn(9, 32, generator=generator)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
-from excise.forward import Batch, View, compute, hidden, pooled, token_logp, vocabulary
+from excise.forward import Batch, View, hidden, pooled, token_logp, running, vocabulary
 from excise.forward.packing import ARCHITECTURES, can_pack, pack
 
 VIEW = View("forget", -2, 0.2)
@@ -46,7 +46,7 @@ def test_packed_rows_are_read_as_if_they_stood_alone(
     assert packing is not None
     assert packing.position_ids.numel() < 0.9 * batch.attention_mask.numel()
     got, got_gradients = products(net, batch)
-    monkeypatch.setattr(compute, "can_pack", lambda _: False)
+    monkeypatch.setattr(running, "can_pack", lambda _: False)
     want, want_gradients = products(net, batch)
     for mine, other in zip(got, want, strict=True):
         torch.testing.assert_close(mine, other)

@@ -15,7 +15,7 @@ import yaml
 
 from excise import recipe
 from excise.cli import main
-from excise.commands import objective
+from excise.commands import beginning, objective
 from excise.errors import UsageError
 from excise.objectives import FORGET, RETAIN
 from excise.records import Record, check_sides, read_records
@@ -26,7 +26,8 @@ METHODS = {
     "graddiff": ("ga", "nll"), "npo": ("npo", "nll"), "simnpo": ("simnpo", "nll"), "undial": ("undial", None),
     "pdu": ("pdu", "primal_dual"), "idk-dpo": ("dpo", "nll"), "idk-nll": ("idk_nll", "nll"), "altpo": ("altpo", "nll"),
     "rmu": ("rmu", "rmu_retain"), "ihl": ("ihl", "nll"), "wga": ("wga", "nll"), "satimp": ("satimp", "nll"),
-    "ce-u": ("ceu", None),
+    "ce-u": ("ceu", None), "reverse-gradient": ("ga", "nll"), "relabel": ("relabel", "nll"),
+    "random-labels": ("relabel", "nll"), "bad-teacher": ("bad_teacher", "kl"),
 }  # fmt: skip
 #: Where a value may come from.
 SOURCE = re.compile(r"\b(paper|code|ours|hub)\b")
@@ -43,6 +44,30 @@ def test_it_loads_and_its_terms_build(name: str) -> None:
     for term in objective.terms(made.objective):
         assert term.weight is not None
     assert objective.cited(made.objective, objective.terms(made.objective))[0]["citation"]
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_its_start_can_be_made_of_its_adapter(name: str) -> None:
+    made = recipe.load(name)
+    wanted = beginning.wanted(made, objective.terms(made.objective))
+    assert wanted.start.name == next(iter(made.initialise), "plain")
+    assert wanted.start.moves is bool(made.initialise)
+
+
+def test_the_published_settings_of_the_starts() -> None:
+    for name, beta, rank, rows, rate in (("tofu-phi", 0.7, 32, 32, 1e-4), ("wmdp-zephyr", 0.5, 32, 32, 1e-5)):
+        made = recipe.load(f"reglu-{name}")
+        assert made.initialise == {"rila": {"beta": beta}}
+        assert made.statistics.preset == "official"
+        assert made.objective.regularise["rol"] == {"k": 128, "normalise": "paper", "layers": "all", "weight": 0.5}
+        assert made.model.lora is not None
+        assert (made.model.lora["r"], made.model.lora["lora_alpha"]) == (rank, 2 * rank)
+        assert (made.schedule.forget_batch * made.schedule.accumulate, made.optimiser.lr) == (rows, rate)
+    assert list(recipe.load("reglu-tofu-phi").objective.forget) == ["ihl"]
+    assert list(recipe.load("reglu-wmdp-zephyr").objective.forget) == ["ga"]
+    for name in ("fila", "vila"):
+        assert list(recipe.load(f"ihl-{name}").initialise) == [name]
+        assert list(recipe.load(f"ihl-{name}").objective.forget) == ["ihl"]
 
 
 @pytest.mark.parametrize("name", recipe.shipped())

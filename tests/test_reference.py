@@ -10,7 +10,19 @@ from torch import nn
 
 import tiny
 from excise import forward, reference, train
-from excise.forward import REFERENCE, Anatomy, Batch, Logits, Product, hidden, logits, pooled, seq_logp, token_logp
+from excise.forward import (
+    REFERENCE,
+    Anatomy,
+    Batch,
+    Logits,
+    Product,
+    at_labels,
+    hidden,
+    logits,
+    pooled,
+    seq_logp,
+    token_logp,
+)
 from excise.objectives.forget import npo
 from excise.objectives.forget_wide import undial
 from excise.objectives.retain import kl, rmu_retain
@@ -23,7 +35,7 @@ def kinds(side: str, model: str) -> list[Product]:
     """Every product that takes a pass."""
     return [
         token_logp(side, model), seq_logp(side, model), logits(side, model), hidden(side, 1, model),
-        hidden(side, -1, model), *(pooled(side, 2, how, model) for how in HOWS), pooled(side, -1, "attended", model),
+        hidden(side, -1, model), at_labels(side, 2, model), *(pooled(side, 2, how, model) for how in HOWS), pooled(side, -1, "attended", model),
     ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from excise.reporting.checks import CHECKS
 from excise.reporting.verdict import Statement, Verdict, judge
 from fake_run import HOSTILE, write_fake_run
 
-SECTIONS = ["verdict", "numbers", "pictures", "findings", "not-tested", "settings", "citations"]
+SECTIONS = ["verdict", "numbers", "pictures", "adapter", "findings", "not-tested", "settings", "citations"]
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
@@ -103,7 +103,7 @@ def test_hostile_text_comes_out_as_text_in_every_field(tmp_path: Path) -> None:
     assert "49" not in [word.strip() for word in page.words]  # {{ 7*7 }} was not evaluated
     shown = HOSTILE.replace("\x1b", "\\x1b").replace("\0", "\\x00").replace("\u202e", "\\u202e")
     assert page.text.count(shown) > 25
-    for part in ("numbers", "pictures", "findings", "examples", "not-tested", "settings", "citations"):
+    for part in ("numbers", "pictures", "adapter", "findings", "examples", "not-tested", "settings", "citations"):
         section = text[text.index(f'<section id="{part}"') :].split("</section>")[0]
         assert shown in Page(f"{section}</section>").text, part
 
@@ -126,10 +126,11 @@ def test_the_same_folder_gives_the_same_page(tmp_path: Path) -> None:
 
 def test_every_figure_has_words_for_those_who_do_not_see_it(tmp_path: Path) -> None:
     page = built(tmp_path)
-    assert sum(tag == "figure" for tag, _ in page.elements) == 5
-    assert sum(tag == "figcaption" for tag, _ in page.elements) == 5
+    assert sum(tag == "figure" for tag, _ in page.elements) == 5 + 2
+    assert sum(tag == "figcaption" for tag, _ in page.elements) == 5 + 2
     drawings = [attrs for _, attrs in page.elements if attrs.get("role") == "img"]
-    assert len(drawings) == 3 + 4 + 3  # trade-off, relearning, entanglement; a map of each model; a curve of each term
+    # trade-off, relearning, entanglement; a map of each model; a curve of each term; shares and a layer each
+    assert len(drawings) == 3 + 4 + 3 + 1 + 4
     assert all(len(attrs["aria-label"] or "") > 40 for attrs in drawings)
     assert any("gold: forgotten 0.0012, kept 0.954" in (attrs["aria-label"] or "") for attrs in drawings)
     cells = [attrs for tag, attrs in page.elements if tag == "th"]
@@ -157,6 +158,18 @@ def test_a_folder_without_numbers_says_so(tmp_path: Path) -> None:
     assert "Nothing has been measured yet." in page.text
     assert "this folder holds no numbers" in page.text
     assert "Training, term by term" in page.text
+
+
+def test_where_an_adapter_acts_is_said_in_words(tmp_path: Path) -> None:
+    text = built(tmp_path / "a").text
+    assert "In the middle one of 4 adapted layers, the directions that training changed hold 48 % of" in text
+    assert "and 12 % of what differs between those to be kept; directions chosen at random would hold 3 % of" in text
+    assert "Those that the adapter started with hold 54 % and 21 %" in text
+    assert "layers.1.self_attn.o_proj" in text
+    assert "Not shown: this run trained no adapter" in built(tmp_path / "b", adapter=False).text
+    run = write_fake_run(tmp_path / "c")
+    run.pictures.write_text(json.dumps({"geometry": {"not_shown": "because"}}), "utf-8")
+    assert "because" in Page(excise.reporting.build(run.root).read_text("utf-8")).text
 
 
 def test_a_run_that_did_not_end_says_so(tmp_path: Path) -> None:
@@ -188,6 +201,10 @@ def test_an_empty_manifest_is_enough(tmp_path: Path) -> None:
         {"map": {"models": {"gold": {"forget": [[0.0, 0.0]], "retain": []}}}},
         {"map": {"models": {"gold": {"forget": [[None, 1.0]]}}}, "findings": ["text"], "not_tested": "text"},
         {"findings": [{}], "relearning": [], "map": None},
+        {"geometry": []},
+        {"geometry": {"layers": "text"}},
+        {"geometry": {"k": "x", "layers": [None, {}, {"after": {"forget": {"share": 0.5}}}]}},
+        {"geometry": {"layers": [{"after": {"forget": {"share": 0.5, "cosines": [1.0]}, "retain": None}}]}},
     ],
 )
 def test_poor_pictures_do_not_break_the_page(tmp_path: Path, pictures: dict[str, Any]) -> None:

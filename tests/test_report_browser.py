@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 WIDTHS = [390, 1280]
-SECTIONS = ["verdict", "numbers", "pictures", "findings", "examples", "not-tested", "settings", "citations"]
+SECTIONS = ["verdict", "numbers", "pictures", "adapter", "findings", "examples", "not-tested", "settings", "citations"]
 # What a test-only copy of the page measures about itself; the real page holds no script.
 PROBE = """<script>
 addEventListener("load", () => {

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from excise import recipe, schedule
+from excise import draws, recipe, schedule
 from excise.schedule import Draw, Plan
 
 sizes = st.integers(1, 9)
@@ -97,7 +97,7 @@ def test_a_draw_is_a_function_of_its_number(plan: Plan, random: object) -> None:
     straight = [plan.draw(m) for m in range(min(plan.micro_steps, 20))]
     order = list(range(len(straight)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    schedule._permutation.cache_clear()
+    draws.order.cache_clear()
     again = Plan(dict(plan.rows), plan.settings, plan.seed)
     for micro in order:
         assert again.draw(micro) == straight[micro]

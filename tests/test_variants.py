@@ -14,7 +14,7 @@ from torch import nn
 
 import small_world
 from excise import artifacts, files, models, recipe
-from excise.commands import evaluation, folders, running, sides, training
+from excise.commands import aligning, evaluation, folders, running, sides, training
 from excise.commands.progress import Progress
 from excise.objectives import FORGET, REGULARISE, RETAIN
 from excise.tasks import causal_lm
@@ -103,10 +103,10 @@ def test_which_alternative_is_drawn_is_a_function_of_seed_and_row(small: SmallWo
     (tmp_path / "r.txt").write_text(REFUSALS)
     data = small.recipe(data__alternatives=str(tmp_path / "r.txt")).data
     forget = sides.read(data, seed=0).records["forget"]
-    drawn = [[r.completion for r in sides.aligned("forget_alternative", forget, data, seed)] for seed in (0, 0, 1)]
+    drawn = [[r.completion for r in aligning.aligned("forget_alternative", forget, data, seed)] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert set(drawn[0]) == {line for line in REFUSALS.splitlines() if line}
-    assert [r.prompt for r in sides.aligned("forget_alternative", forget, data, 0)] == [r.prompt for r in forget]
+    assert [r.prompt for r in aligning.aligned("forget_alternative", forget, data, 0)] == [r.prompt for r in forget]
 
 
 def test_paraphrases_from_a_function_of_ones_own(small: SmallWorld, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_reworded_chat_asks_the_reworded_question(small: SmallWorld, tmp_path:
     values["data"]["forget"] = _messages(small.sides["forget"], tmp_path / "f.jsonl")
     data = recipe.build(values).data
     forget = sides.read(data, seed=0).records["forget"]
-    for record, other in zip(forget, sides.aligned("forget_paraphrase", forget, data, 0), strict=True):
+    for record, other in zip(forget, aligning.aligned("forget_paraphrase", forget, data, 0), strict=True):
         assert record.messages is not None
         assert other.messages is not None
         question = record.messages[-1]["content"]

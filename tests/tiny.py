@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from excise import recipe, reference, train
-from excise.forward import REFERENCE, Anatomy, Batch, Step
+from excise.forward import REFERENCE, Anatomy, Batch, Step, lora_factors
 from excise.objectives.term import Term
 from excise.schedule import Plan
 
@@ -65,6 +65,15 @@ def adapted(base: nn.Module, **fields: Any) -> nn.Module:
             if "lora_B" in name:
                 parameter.normal_(0, 0.1)
     return out
+
+
+def bases(net: nn.Module, k: int, seed: int = 3) -> dict[str, Tensor]:
+    """``k`` orthonormal directions for each adapted layer of a model, drawn at random; none without an adapter."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.linalg.qr(torch.randn(len(b), k, generator=generator)).Q
+        for name, b in lora_factors(net, "B").items()
+    }
 
 
 class Data:
@@ -147,7 +156,7 @@ class Run:
         schedule: Mapping[str, Any] | None = None,
         optimiser: Mapping[str, Any] | None = None,
         should_stop: Callable[[int], bool] | None = None,
-        constants: Mapping[str, Tensor] | None = None,
+        constants: Mapping[str, Any] | None = None,
         **recipe_fields: Any,
     ) -> None:
         self.net = copy.deepcopy(net) if net is not None else model()

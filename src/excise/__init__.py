@@ -1,7 +1,8 @@
 """excise: remove chosen training data from language models, and show how far that succeeded.
 
-The commands are functions of the same name: `demo`, `finetune`, `plan`, `run`, `tune`, `evaluate`, `score`, `report`.
-They are loaded when they are first used, so that importing the package is cheap.
+The commands are functions of the same name: `demo`, `finetune`, `plan`, `run`, `tune`, `evaluate`, `score`, `report`,
+`export`. For PEFT models of your own: `initialize_lora_rila_weights`, `get_rila_state_dict`, `save_lora_adapter`.
+All of it is loaded when it is first used, so that importing the package is cheap.
 
 Example:
     >>> import excise
@@ -21,29 +22,50 @@ from excise import recipe
 if TYPE_CHECKING:
     from excise.commands.demonstration import demo
     from excise.commands.evaluating import evaluate
+    from excise.commands.exporting import export
     from excise.commands.planning import plan
     from excise.commands.running import run
     from excise.commands.scoring import report, score
     from excise.commands.training import finetune
     from excise.commands.tuning import tune
+    from excise.initialise.for_peft import get_rila_state_dict, initialize_lora_rila_weights, save_lora_adapter
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "demo", "evaluate", "finetune", "plan", "recipe", "report", "run", "score", "tune"]
+__all__ = [
+    "__version__",
+    "demo",
+    "evaluate",
+    "export",
+    "finetune",
+    "get_rila_state_dict",
+    "initialize_lora_rila_weights",
+    "plan",
+    "recipe",
+    "report",
+    "run",
+    "save_lora_adapter",
+    "score",
+    "tune",
+]
 
 _WHERE = {
-    "demo": "demonstration",
-    "finetune": "training",
-    "plan": "planning",
-    "run": "running",
-    "tune": "tuning",
-    "evaluate": "evaluating",
-    "score": "scoring",
-    "report": "scoring",
+    "demo": "commands.demonstration",
+    "finetune": "commands.training",
+    "plan": "commands.planning",
+    "run": "commands.running",
+    "tune": "commands.tuning",
+    "evaluate": "commands.evaluating",
+    "score": "commands.scoring",
+    "report": "commands.scoring",
+    "export": "commands.exporting",
+    "get_rila_state_dict": "initialise.for_peft",
+    "initialize_lora_rila_weights": "initialise.for_peft",
+    "save_lora_adapter": "initialise.for_peft",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        return getattr(importlib.import_module(f"excise.commands.{_WHERE[name]}"), name)
+        return getattr(importlib.import_module(f"excise.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'excise' has no attribute {name!r}")

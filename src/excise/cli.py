@@ -218,7 +218,9 @@ def _evaluate(given: argparse.Namespace, overrides: list[Override]) -> None:
     from excise import recipe
 
     wanted = recipe.load(given.recipe) if given.recipe else None
-    found = excise.evaluate(given.model, suite=given.suite, against=given.against, recipe=wanted, out=given.out)
+    found = excise.evaluate(
+        given.model, suite=given.suite, against=given.against, tasks=given.tasks, recipe=wanted, out=given.out
+    )
     terminal.run(found) if isinstance(found, Path) else terminal.scores(found, as_json=given.json)
 
 
@@ -232,6 +234,12 @@ def _report(given: argparse.Namespace, _: list[Override]) -> None:
     import excise
 
     print(f"report: {excise.report(given.run)}")
+
+
+def _export(given: argparse.Namespace, _: list[Override]) -> None:
+    import excise
+
+    print(f"{given.to}: {excise.export(given.run, to=given.to, out=given.out, rank=given.rank)}")
 
 
 def _recipes(given: argparse.Namespace, _: list[Override]) -> None:
@@ -294,6 +302,13 @@ COMMANDS = {
         (
             _option("model", "hub id, model folder or run folder", metavar="MODEL_OR_RUN"),
             _option("--suite", "which set of metrics", default="tofu"),
+            _option(
+                "--tasks",
+                "multiple-choice questions of suite mcq: JSONL files, or names such as wmdp_bio and mmlu",
+                nargs="+",
+                default=(),
+                metavar="NAME_OR_FILE",
+            ),
             _option("--against", "the gold: a model, or the folder of a run"),
             _option("--recipe", "the recipe that says which rows are which"),
             _option("--out", "folder to write", type=Path),
@@ -311,6 +326,16 @@ COMMANDS = {
     ),
     "report": Command(
         "rebuild the report of a run folder", _report, (_option("run", "run folder", type=Path, metavar="RUN"),)
+    ),
+    "export": Command(
+        "what a run made, for others to use: an adapter for the untouched base, or a whole model",
+        _export,
+        (
+            _option("run", "run folder", type=Path, metavar="RUN"),
+            _option("--to", "adapter or merged", choices=("adapter", "merged"), required=True),
+            _option("--out", "folder to write", type=Path, required=True),
+            _option("--rank", "cut the adapter's update to this rank; the error is measured", type=int, metavar="R"),
+        ),
     ),
     "recipes": Command("the recipes that ship with the package", _recipes),
 }

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,14 +14,33 @@ from torch import nn
 from excise import recipe
 from excise.errors import InputRefused, UsageError
 
+
+class _Task(NamedTuple):
+    """What transformers and PEFT call a task: the class that loads it, how its models' names end, PEFT's name."""
+
+    auto: str
+    endings: tuple[str, ...]
+    peft: str
+    head: str
+
+
+TASKS = {
+    "causal_lm": _Task("AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel"), "CAUSAL_LM", "language-model head"),
+    "token_classification": _Task(
+        "AutoModelForTokenClassification", ("ForTokenClassification",), "TOKEN_CLS", "token-classification head"
+    ),
+    "sequence_classification": _Task(
+        "AutoModelForSequenceClassification", ("ForSequenceClassification",), "SEQ_CLS", "text-classification head"
+    ),
+}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-mixed": torch.float32}
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> Any:
+def load_tokenizer(name: str, revision: str | None = None, *, task: str = "causal_lm") -> Any:
     """The tokenizer of a folder or hub id, with a padding token (its end-of-sequence token where it has none).
 
     Raises:
-        InputRefused: There is none, or it has no end-of-sequence token.
+        InputRefused: There is none, or it has no end-of-sequence token, which causal models need.
         UsageError: The name is empty.
     """
     from transformers import AutoTokenizer
@@ -32,49 +51,68 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise InputRefused(f"{name}: no tokenizer can be loaded ({_first_line(error)})") from None
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and (task == "causal_lm" or tokenizer.pad_token_id is None):
         raise InputRefused(f"{name}: the tokenizer has no end-of-sequence token; set one and save it again")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load(settings: recipe.Model, *, tokenizer: Any = None, seed: int = 0) -> nn.Module:
+def load(settings: recipe.Model, *, tokenizer: Any = None, classes: Sequence[str] = (), seed: int = 0) -> nn.Module:
     """The model of a recipe: from safetensors in a folder or on the hub, or new from ``config``.
 
+    Args:
+        settings: The recipe's model section.
+        tokenizer: Whose size a new model's vocabulary takes.
+        classes: Names of the classes that a classifier without a head of its own gets a new one for.
+        seed: Of new weights.
+
     Raises:
-        InputRefused: No such model, weights that are not safetensors, or a model without a language-model head.
+        InputRefused: No such model, weights that are not safetensors, or a model without the head that its task needs.
         UsageError: Neither ``name`` nor ``config`` is given.
     """
     import transformers
-    from transformers import AutoModelForCausalLM
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     extra = {"attn_implementation": settings.attention} if settings.attention else {}
     if settings.config is not None:
-        return _new(settings, tokenizer, seed, extra)
-    read_config(settings)
+        return _new(settings, tokenizer, classes, seed, extra)
+    fresh = bool(classes) and not has_head(read_config(settings, headless=bool(classes)), settings.task)
+    extra |= _named(classes) if fresh else {}
     where, safe = settings.name, {"revision": settings.revision, "trust_remote_code": False}
+    torch.manual_seed(seed)  # a new head is drawn here
     dtype = _DTYPES.get(settings.precision) or (torch.float32 if settings.lora is None else "auto")
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = getattr(transformers, TASKS[settings.task].auto).from_pretrained(
             where, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe, **extra
         )
     except Exception as error:
         raise InputRefused(f"{where}: the weights cannot be loaded as safetensors ({_first_line(error)})") from None
-    if found["missing_keys"]:  # transformers would draw them at random without a word
-        missing = sorted(found["missing_keys"])
+    missing = sorted(k for k in found["missing_keys"] if not (fresh and not k.startswith(model.base_model_prefix)))
+    if missing:  # transformers would draw them at random without a word
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputRefused(f"{where}: the weights lack {missing[0]!r}{more}: give a whole causal language model")
+        raise InputRefused(
+            f"{where}: the weights lack {missing[0]!r}{more}: give a whole model with its {TASKS[settings.task].head}"
+        )
     return model
 
 
-def read_config(settings: recipe.Model) -> Any:
+def has_head(config: Any, task: str) -> bool:
+    """Whether a model of this config has the head that the task needs."""
+    return any(kind.endswith(TASKS[task].endings) for kind in config.architectures or [])
+
+
+def _named(classes: Sequence[str]) -> dict[str, Any]:
+    """Fields of a config that name the classes."""
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+
+
+def read_config(settings: recipe.Model, *, headless: bool = False) -> Any:
     """The transformers config of a recipe's model, without its weights.
 
     Raises:
-        InputRefused: No such model, or one without a causal language-model head.
+        InputRefused: No such model, or (unless ``headless`` ones will do) one without the head that its task needs.
         UsageError: Neither ``name`` nor ``config`` is given, or ``config`` has unknown fields.
     """
     from transformers import AutoConfig
@@ -91,14 +129,16 @@ def read_config(settings: recipe.Model) -> Any:
         config = AutoConfig.from_pretrained(settings.name, revision=settings.revision, trust_remote_code=False)
     except Exception as error:
         raise InputRefused(f"{settings.name}: no model can be loaded ({_first_line(error)})") from None
-    kinds = config.architectures or []
-    if kinds and not any(k.endswith(("ForCausalLM", "LMHeadModel")) for k in kinds):
-        raise InputRefused(f"{settings.name}: {kinds[0]} has no language-model head; a causal language model is needed")
+    if not headless and (config.architectures or settings.task != "causal_lm") and not has_head(config, settings.task):
+        kind, what = (config.architectures or ["the model"])[0], TASKS[settings.task].head
+        hint = "a causal language model is needed" if settings.task == "causal_lm" else "train one with excise finetune"
+        raise InputRefused(f"{settings.name}: {kind} has no {what}; {hint}")
     return config
 
 
-def _new(settings: recipe.Model, tokenizer: Any, seed: int, extra: dict) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _new(settings: recipe.Model, tokenizer: Any, classes: Sequence[str], seed: int, extra: dict) -> nn.Module:
+    import transformers
+    from transformers import AutoConfig
 
     fields = dict(settings.config or {})
     kind = fields.pop("model_type", "llama")
@@ -113,9 +153,10 @@ def _new(settings: recipe.Model, tokenizer: Any, seed: int, extra: dict) -> nn.M
         }
     )
     try:
-        config = AutoConfig.for_model(kind, **{**tokens, **fields})
+        config = AutoConfig.for_model(kind, **{**tokens, **_named(classes), **fields})
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=_DTYPES.get(settings.precision, torch.float32), **extra)
+        auto = getattr(transformers, TASKS[settings.task].auto)
+        return auto.from_config(config, dtype=_DTYPES.get(settings.precision, torch.float32), **extra)
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"model.config: {_first_line(error)}") from None
 
@@ -129,7 +170,7 @@ def prepare(model: nn.Module, settings: recipe.Model) -> nn.Module:
     if settings.lora is not None:
         from peft import LoraConfig, get_peft_model
 
-        fields = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **settings.lora}
+        fields = {"task_type": TASKS[settings.task].peft, "target_modules": "all-linear", **settings.lora}
         try:
             config = LoraConfig(**fields)
         except (TypeError, ValueError) as error:
@@ -253,7 +294,14 @@ def load_result(folder: Path, base: recipe.Model | None = None) -> nn.Module:
 
 def context_length(model: nn.Module) -> int | None:
     """Longest input that the model's positions allow."""
-    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return context_of(getattr(model, "config", None))
+
+
+def context_of(config: Any) -> int | None:
+    """The same, from a config. RoBERTa and its kin count positions from the one after padding's."""
+    length = getattr(config, "max_position_embeddings", None)
+    offset = "roberta" in getattr(config, "model_type", "") or getattr(config, "model_type", "") == "camembert"
+    return length - config.pad_token_id - 1 if length and offset else length
 
 
 def parameter_count(model: nn.Module) -> tuple[int, int]:

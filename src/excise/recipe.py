@@ -23,6 +23,7 @@ class Model:
     """The model to change, or (with ``config``) to train from scratch.
 
     Attributes:
+        task: What the model does: write text, tag tokens (IOB2), or give a text its class.
         name: Hub id or folder.
         revision: Commit, tag or branch on the hub.
         config: Fields of a transformers config, ``model_type`` included: a new model instead of ``name``.
@@ -36,6 +37,7 @@ class Model:
         gradient_checkpointing: Recompute activations in the backward pass.
     """
 
+    task: Literal["causal_lm", "token_classification", "sequence_classification"] = "causal_lm"
     name: str = ""
     revision: str | None = None
     config: dict[str, Any] | None = None
@@ -65,7 +67,10 @@ class Data:
         template: How a prompt is written before its answer, for tokenizers without a chat template.
         chat: Use the tokenizer's chat template: ``auto`` where it has one, ``always``, ``never``.
         max_length: Longest row in tokens.
-        truncate: Cut longer answers instead of refusing them.
+        truncate: Cut longer answers (and texts that have a class) instead of refusing them.
+        long: What becomes of longer rows that have no prompt: ``split`` them between words (not within an entity), or
+            ``refuse``; default: texts of a language model are split, rows of a classifier refused.
+        tag_names: Names of the classes by number, for rows that give numbers instead of names.
         limit: Use at most this many rows of each side (for trials).
     """
 
@@ -81,6 +86,8 @@ class Data:
     chat: Literal["auto", "always", "never"] = "auto"
     max_length: int = 512
     truncate: bool = False
+    long: Literal["split", "refuse"] | None = None
+    tag_names: tuple[str, ...] = ()
     limit: int | None = None
 
 
@@ -104,6 +111,11 @@ class Schedule:
         retain_batch: Retain rows in a micro-batch.
         accumulate: Micro-batches in an optimizer step.
         retain_steps: Retain-only optimizer steps after each step that forgets.
+        mixed: Draw natural batches of ``forget_batch + retain_batch`` rows from all rows together, instead of so many
+            of each side; an epoch is a pass over both sides, and a step without a forget row only retains.
+        contrast_batch: Further retain rows in a micro-batch that forgets, which only serve as contrast.
+        balance: Rows drawn so that every class occurs about equally often, for classifiers: of the retain and the
+            ``contrast`` rows (``classes``), of the latter only (``contrast``), or of none.
     """
 
     epochs: float = 10
@@ -112,6 +124,9 @@ class Schedule:
     retain_batch: int = 16
     accumulate: int = 1
     retain_steps: int = 0
+    mixed: bool = False
+    contrast_batch: int = 0
+    balance: Literal["none", "classes", "contrast"] = "none"
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,9 @@ class Evaluate:
         include_text: Keep generated and original text of forget rows in the run folder and the report.
         map: Two-dimensional map of hidden states: ``pca``, ``umap`` (extra) or ``none``.
         cache: Folder that keeps what was measured of originals and golds, for runs that share them. Hidden states of
-            forget rows are in it: treat it as the data itself.
+            forget rows are in it: treat it as the data itself. Answers to ``tasks`` are not kept.
+        tasks: Multiple-choice tasks to ask the models (extra ``mcq``): files with ``question``, ``choices`` and
+            ``answer``, or names of lm-evaluation-harness (``wmdp_bio``, ``mmlu``), which need the hub.
     """
 
     gold: str | None = None
@@ -158,6 +175,7 @@ class Evaluate:
     include_text: bool = False
     map: Literal["pca", "umap", "none"] = "pca"
     cache: str | None = None
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,8 +188,65 @@ class Tune:
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """How the statistics behind a start (or a basis of the retained) are taken: one pass over the rows of a side.
+
+    Attributes:
+        pooling: What counts as one observation of a layer's output: each ``token``, the mean over a ``row``, or its
+            ``sum``.
+        positions: Positions that are read: all ``attended`` ones, or those of the ``answer``.
+        center: Subtract the mean (a covariance), or not (a second moment).
+        rows: Use at most this many rows of each side, the first ones.
+        preset: ``official`` takes them as the public code of ReGLU does, whatever the other keys say: sums over all
+            positions, padding included, not centred, of the first 256 rows.
+        layers_at_once: Layers whose statistics are held at a time. All at once (the default) need a matrix of the
+            output's width squared, or of the weight's size for FILA, for every layer and side; fewer cost a pass over
+            the rows for each group.
+        cache: Folder that keeps what was taken, for runs that share model, rows and settings.
+    """
+
+    pooling: Literal["token", "row", "sum"] = "token"
+    positions: Literal["attended", "answer"] = "attended"
+    center: bool = True
+    rows: int | None = None
+    preset: Literal["official"] | None = None
+    layers_at_once: int | None = None
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a run has gone far enough: where forgotten rows look like never-seen ones and the retained are still good.
+
+    Attributes:
+        rule: ``two_sided``, or ``none``: run to the end.
+        band: Admissible share of pairs in which a forgotten row is likelier than a never-seen one of its kind.
+        quality: Lowest admissible probability of the watched retained rows, as a share of the original's.
+        calibration: Never-seen rows that the rule reads and the evaluation does not: a share of ``data.never_seen``
+            (whole groups), or a source of its own.
+        watch: Retained rows that the rule reads and neither training nor evaluation does: a share of ``data.retain``.
+        rows: Most rows of each side in a check.
+        every: Steps between checks.
+        near: Look after every step once the statistic is this close above the band.
+        patience: Checks after the best one before giving up on a better one.
+    """
+
+    rule: Literal["none", "two_sided"] = "none"
+    band: tuple[float, ...] = (0.45, 0.55)
+    quality: float = 0.98
+    calibration: float | str = 0.5
+    watch: float = 0.1
+    rows: int = 100
+    every: int = 5
+    near: float = 0.15
+    patience: int = 5
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole run. Every field has a default; a recipe file names only what it changes.
+
+    ``initialise`` names where an adapter starts, with its settings: ``{"rila": {"beta": 0.5}}``; empty means plain.
 
     Example:
         >>> recipe = build({"model": {"name": "m"}, "optimiser": {"lr": "5e-5"}})
@@ -182,8 +257,11 @@ class Recipe:
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     objective: Objective = field(default_factory=Objective)
+    initialise: dict[str, Any] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=Statistics)
     schedule: Schedule = field(default_factory=Schedule)
     optimiser: Optimiser = field(default_factory=Optimiser)
+    stop: Stop = field(default_factory=Stop)
     evaluate: Evaluate = field(default_factory=Evaluate)
     tune: Tune = field(default_factory=Tune)
     seed: int = 0
@@ -249,7 +327,8 @@ def read_yaml(source: str, inside: tuple[str, ...] = ()) -> dict[str, Any]:
 def _lay_over(values: dict[str, Any], others: Mapping[str, Any]) -> None:
     """Set the fields of ``others`` in ``values``, section by section; a field is replaced whole."""
     for key, value in others.items():
-        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+        # `initialise` is a field that stands at the top: naming another start replaces the first.
+        if key != "initialise" and isinstance(value, Mapping) and isinstance(values.get(key), dict):
             values[key] = {**values[key], **value}
         else:
             values[key] = value

@@ -15,7 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from excise.forward import Anatomy, Batch, Logits, Product, Step, base_side, hidden, logits, logp_of, pooled, token_logp
+from excise.forward import (
+    Anatomy,
+    Batch,
+    Logits,
+    Product,
+    Step,
+    at_labels,
+    base_side,
+    hidden,
+    logits,
+    logp_of,
+    pooled,
+    token_logp,
+)
 
 #: Bytes above which a stored tensor lives in a memory-mapped temporary file.
 IN_MEMORY = 512 * 2**20
@@ -49,10 +62,9 @@ class Reference:
     def __call__(self, product: Product, batch: Batch) -> Tensor | Logits:
         """The product for the rows of ``batch``; called by the engine."""
         device = batch.input_ids.device
-        if product.what in ("logits", "token_logp"):
-            states = self._stored(product).rows(batch.indices)
-            block = torch.cat([s for s in states]).to(device)
-            if product.what == "token_logp":
+        if product.what in ("logits", "token_logp", "at_labels"):
+            block = torch.cat(self._stored(product).rows(batch.indices)).to(device)
+            if product.what != "logits":
                 return block
             assert self.head is not None
             return Logits(block, self.head, self.vocabulary)
@@ -78,12 +90,14 @@ def _key(p: Product) -> Product:
     if p.what == "logits":
         return logits(side, p.model)
     assert layer is not None
+    if p.what == "at_labels":
+        return at_labels(side, layer, p.model)
     return pooled(side, layer, str(p.detail), p.model) if p.what == "pooled" else hidden(side, layer, p.model)
 
 
 def stored_products(needs: Sequence[Product], model: str) -> list[Product]:
     """What has to be stored so that ``needs`` of ``model`` can be looked up."""
-    from_pass = {"token_logp", "seq_logp", "logits", "hidden", "pooled"}
+    from_pass = {"token_logp", "seq_logp", "logits", "hidden", "pooled", "at_labels"}
     return list(dict.fromkeys(_key(p) for p in needs if p.model == model and p.what in from_pass))
 
 
@@ -141,7 +155,7 @@ def store(
 
 def _split(p: Product, value: Tensor | Logits, batch: Batch) -> list[Tensor]:
     """The rows of a product of one batch."""
-    if p.what in ("token_logp", "logits"):
+    if p.what in ("token_logp", "logits", "at_labels"):
         flat = value.states if isinstance(value, Logits) else value
         return list(flat.cpu().split(batch.label_mask.sum(1).tolist()))
     assert isinstance(value, Tensor)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import islice
 
 from excise import recipe
+from excise.draws import Groups, distinct, order, stream
+from excise.errors import UsageError
 
 #: Sides whose rows stand beside the forget rows, one for one.
 ALIGNED = ("forget_alternative", "forget_paraphrase")
+#: Retain rows that only serve as contrast, by a name of their own: their numbers are those of ``retain``.
+CONTRAST = "contrast"
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,18 @@ class Plan:
 
     A batch is what all ranks together see, so results do not change with their number. Forget rows are visited in a
     new order in each epoch, none twice and none left out, in batches of even size; retain rows and any further side
-    (general knowledge, for instance) are streams of epochs.
+    (general knowledge, for instance) are streams of epochs. In ``mixed`` batches epochs are those of both together.
 
     Attributes:
         rows: Rows of each side that the objective reads; ``forget`` may be absent, and its aligned sides there.
-        settings: Batch sizes, accumulation and length.
+            ``contrast`` is the retain side again, for terms that only contrast with its rows.
+        settings: Batch sizes, composition, accumulation and length.
         seed: Decides every order.
+        classes: Classes of each row of ``retain``, where the settings balance by them; without the class that nearly
+            every row has (O).
+
+    Raises:
+        UsageError: Settings that contradict each other, or that need classes or contrast rows which are not there.
 
     Example:
         >>> plan = Plan({"forget": 5, "retain": 9}, recipe.Schedule(epochs=1, forget_batch=4, retain_batch=2), seed=0)
@@ -41,9 +51,28 @@ class Plan:
         (2, [2, 3])
     """
 
-    rows: dict[str, int]
+    rows: Mapping[str, int]
     settings: recipe.Schedule
     seed: int = 0
+    classes: Mapping[str, Sequence[tuple[int, ...]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        how, reads = self.settings, self.rows
+        if how.mixed and (how.retain_steps or how.balance == "classes"):
+            raise UsageError("schedule.mixed draws natural batches: leave out retain_steps, and balance: classes")
+        if CONTRAST in reads and how.contrast_batch < 1:
+            raise UsageError("the objective reads contrast rows: set schedule.contrast_batch to 1 or more")
+        if how.contrast_batch > 0 and CONTRAST not in reads and self._forgetting:
+            raise UsageError(
+                "schedule.contrast_batch: no term reads contrast rows: set deepcut's contrast: drawn or both"
+            )
+        for side in (s for s in ("retain", CONTRAST) if s in reads and self._balanced(s)):
+            if len(self.classes.get("retain", ())) != reads[side]:
+                raise UsageError(
+                    f"schedule.balance: {how.balance} needs the classes of each retain row: only classifiers"
+                )
+
+    # --- length ---------------------------------------------------------------------------------------------------
 
     @property
     def _forgetting(self) -> list[str]:
@@ -52,16 +81,26 @@ class Plan:
 
     @property
     def anchor(self) -> str:
-        """The side that epochs are counted over."""
+        """The side that epochs are counted over; in mixed batches ``"forget+retain"``, which is both."""
+        if self._mixed:
+            return "forget+retain"
         if self._forgetting:
             return "forget"
         return "retain" if "retain" in self.rows else next(iter(self.rows))
 
+    @property
+    def _mixed(self) -> bool:
+        return self.settings.mixed and bool(self._forgetting) and "retain" in self.rows
+
     def _count(self, side: str) -> int:
+        if side == "forget+retain":
+            return self._count("forget") + self._count("retain")
         return self.rows[self._forgetting[0]] if side == "forget" else self.rows[side]
 
     def _batch(self, side: str) -> int:
-        return self.settings.forget_batch if side == "forget" else self.settings.retain_batch
+        how = self.settings
+        sizes = {"forget": how.forget_batch, "forget+retain": how.forget_batch + how.retain_batch}
+        return {**sizes, CONTRAST: how.contrast_batch}.get(side, how.retain_batch)
 
     @property
     def micro_per_epoch(self) -> int:
@@ -84,42 +123,75 @@ class Plan:
 
     @property
     def _extra(self) -> int:
-        return self.settings.retain_steps if self.anchor == "forget" and len(self.rows) > len(self._forgetting) else 0
+        others = set(self.rows) - {*self._forgetting, CONTRAST}
+        return self.settings.retain_steps if self.anchor == "forget" and others else 0
+
+    # --- rows -----------------------------------------------------------------------------------------------------
 
     def draw(self, micro: int, rank: int = 0, world: int = 1) -> dict[str, Draw]:
         """Rows of every side that is present in micro-batch ``micro``, as ``rank`` of ``world`` sees them."""
         step, part = divmod(micro, self.settings.accumulate)
         cycle, place = divmod(step, 1 + self._extra)
-        out: dict[str, Draw] = {}
-        if self._forgetting and place == 0:
-            indices = self._anchored("forget", cycle * self.settings.accumulate + part)
-            out = dict.fromkeys(self._forgetting, _share(indices, rank, world))
-        for side in [s for s in self.rows if s not in self._forgetting]:
-            rows = self._anchored(side, micro) if side == self.anchor else self._stream(side, micro)
-            out[side] = _share(rows, rank, world)
-        return {side: draw for side, draw in out.items() if draw.indices}
+        rows: dict[str, list[int]] = {}
+        if self._mixed:
+            rows = self._mixture(micro)
+        elif self._forgetting and place == 0:
+            rows = dict.fromkeys(self._forgetting, self._anchored("forget", cycle * self.settings.accumulate + part))
+        forgets = any(rows.get(side) for side in self._forgetting)
+        for side in [s for s in self.rows if s not in (*self._forgetting, *rows)]:
+            if side != CONTRAST:
+                rows[side] = self._anchored(side, micro) if side == self.anchor else self._further(side, step, part)
+            elif forgets:
+                rows[side] = self._further(side, step, part)
+        return {side: _share(rows[side], rank, world) for side in rows if rows[side]}
 
     def _anchored(self, side: str, micro: int) -> list[int]:
         epoch, part = divmod(micro, self.micro_per_epoch)
-        order, batch = self._order(side, epoch), self._batch(side)
+        count, parts, batch = self._count(side), self.micro_per_epoch, self._batch(side)
+        rows = order(count, self.seed, side, epoch)
         # Spread the rows evenly, so that the last micro-batches of an epoch are neither empty nor tiny.
-        count, parts = len(order), self.micro_per_epoch
         if count >= parts * batch or parts == 1:
-            return [int(i) for i in order[part * batch : (part + 1) * batch]]
-        return [int(i) for i in order[part * count // parts : (part + 1) * count // parts]]
+            return [int(i) for i in rows[part * batch : (part + 1) * batch]]
+        return [int(i) for i in rows[part * count // parts : (part + 1) * count // parts]]
 
-    def _stream(self, side: str, micro: int) -> list[int]:
-        batch = self.settings.retain_batch
-        count, start = self.rows[side], micro * batch
-        return [int(self._order(side, (start + i) // count)[(start + i) % count]) for i in range(batch)]
+    def _mixture(self, micro: int) -> dict[str, list[int]]:
+        """Forget and retain rows of a natural batch; the forget rows come first in the numbers of both together."""
+        rows, first = self._anchored("forget+retain", micro), self._count("forget")
+        forget, retain = [i for i in rows if i < first], [i - first for i in rows if i >= first]
+        return {**{side: forget for side in self._forgetting}, "retain": retain}
 
-    def _order(self, side: str, epoch: int) -> np.ndarray:
-        return _permutation(self._count(side), self.seed, side, epoch)
+    def _further(self, side: str, step: int, part: int) -> list[int]:
+        """A micro-batch's part of what the step reads of a side: however a step is cut, it reads the same rows."""
+        batch = self._batch(side)
+        return self._of_step(side, step)[part * batch : (part + 1) * batch]
 
+    def _of_step(self, side: str, step: int) -> list[int]:
+        size = self._batch(side) * self.settings.accumulate
+        turn, last = (step // (1 + self._extra), self._retained(step)) if side == CONTRAST else (step, set())
+        if self._balanced(side):
+            return self._groups.draw(turn, size, seed=self.seed, name=side, last=last)
+        drawn = stream if side != CONTRAST else partial(distinct, last=last)
+        return list(islice(drawn(self.rows[side], self.seed, side, turn * size), size))
 
-@lru_cache(maxsize=64)
-def _permutation(count: int, seed: int, side: str, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, *side.encode()]).permutation(count)
+    def _retained(self, step: int) -> set[int]:
+        """Rows of the step's retain batch: as contrast too they would count twice."""
+        if "retain" not in self.rows:
+            return set()
+        micros = range(step * self.settings.accumulate, (step + 1) * self.settings.accumulate)
+        return (
+            {i for micro in micros for i in self._mixture(micro)["retain"]}
+            if self._mixed
+            else set(self._of_step("retain", step))
+        )
+
+    def _balanced(self, side: str) -> bool:
+        if side == "retain":
+            return self.settings.balance == "classes" and side != self.anchor
+        return self.settings.balance != "none" and side == CONTRAST
+
+    @cached_property
+    def _groups(self) -> Groups:
+        return Groups.of(self.classes["retain"])
 
 
 def _share(indices: list[int], rank: int, world: int) -> Draw:

@@ -19,14 +19,33 @@ SUMMARY = (
     "latent_membership_auc",
     "relearned_probability",
 )
+_OF_CLASSES = ("retain_{}", "untouched_{}", "test_{}", "never_seen_{}", "privleak", "latent_membership_auc")
+SUMMARIES = {
+    task: (
+        "forget_" + score,
+        f"forget_{score}_gap",
+        *(name.format(score) for name in _OF_CLASSES),
+        "relearned_probability",
+    )
+    for task, score in (("token_classification", "f1"), ("sequence_classification", "accuracy"))
+}
 
 
 def run(folder: Path) -> None:
     """The summary table of a run folder and the path of its report."""
     results = folder / "results.json"
     if results.is_file():
-        scores(json.loads(results.read_text(encoding="utf-8")), names=SUMMARY)
+        found = json.loads(results.read_text(encoding="utf-8"))
+        scores(found, names=_summary(found))
     print(f"report: {folder / 'report.html'}" if (folder / "report.html").is_file() else f"folder: {folder}")
+
+
+def _summary(results: Mapping[str, Any]) -> list[str]:
+    """Names of the summary: the short list where a model has any of it, and every multiple-choice number."""
+    present = list(dict.fromkeys(name for numbers in results.get("models", {}).values() for name in numbers))
+    choices = [name for name in present if name.startswith("mcq_accuracy")]
+    short = SUMMARIES.get(str(results.get("task")), SUMMARY)
+    return choices if choices and not set(short) & set(present) else [*short, *choices]
 
 
 def scores(results: Mapping[str, Any], *, as_json: bool = False, names: Sequence[str] | None = None) -> None:
@@ -40,10 +59,21 @@ def scores(results: Mapping[str, Any], *, as_json: bool = False, names: Sequence
     if names is None:
         names = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
     head = ["metric", *models]
-    rows = [[name, *(_number(metrics.get(name)) for metrics in models.values())] for name in names]
+    rows = [[_named(name, models), *(_number(metrics.get(name)) for metrics in models.values())] for name in names]
     if not _fits(head, rows):  # the values are what a narrow window has room for; the report has the intervals
         rows = [[name, *(text.partition(" [")[0] for text in numbers)] for name, *numbers in rows]
     _table(head, rows)
+
+
+def _named(name: str, models: Mapping[str, Mapping[str, Any]]) -> str:
+    """A number's name; with the chance level and the number of questions where it has a chance level.
+
+    Example:
+        >>> _named("mcq_accuracy", {"gold": {"mcq_accuracy": {"value": 0.25, "n": 152, "chance": 0.25}}})
+        'mcq_accuracy (n 152, chance 0.25)'
+    """
+    entry: Mapping[str, Any] = next((m[name] for m in models.values() if isinstance(m.get(name), Mapping)), {})
+    return name if "chance" not in entry else f"{name} (n {entry.get('n')}, chance {entry['chance']:.3g})"
 
 
 def _fits(head: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from excise.objectives.term import Dual, Ramp, Term
 from excise.schedule import Plan
 
 Collate = Callable[[str, Sequence[int]], Batch]
+Wiring = Mapping[str, Product | tuple[Product, ...]]
 
 
 class _Micro(Dataset):
@@ -38,7 +40,7 @@ class _Micro(Dataset):
         for side, draw in self.plan.draw(micro, self.rank, self.world).items():
             batch = self.collate(side, draw.indices)
             columns = {**batch.columns, "row_weight": torch.tensor(draw.weights)}
-            sides[side] = Batch(batch.input_ids, batch.attention_mask, batch.label_mask, draw.indices, columns)
+            sides[side] = replace(batch, indices=draw.indices, columns=columns)
         return {"micro": micro, "sides": sides}
 
 
@@ -46,21 +48,41 @@ def _only(items: list[dict]) -> dict:
     return items[0]
 
 
+def _present(term: Term, sides: Mapping[str, Batch], *, first: bool) -> bool:
+    """Whether a micro-batch has a part in the term: its sides are there, or it is the step's first."""
+    if term.over is None:
+        return first
+    return all(base_side(p.side) in (None, *sides) for p in term.needs())
+
+
 def value_of(term: Term, made: Mapping[Product, Any]) -> Tensor:
     """The values of a term, per row or token; a term that reads logits is evaluated in recomputed chunks."""
     block = next((made[p] for p in term.needs() if isinstance(made[p], Logits)), None)
     if block is None:
-        return term.fn(**_arguments(term, lambda p: made[p]))
+        return term.fn(**_arguments(term.inputs, lambda p: made[p]))
 
     def part(start: int, stop: int) -> Tensor:
-        return term.fn(**_arguments(term, lambda p: _slice(p, made[p], start, stop)))
+        return term.fn(**_arguments(term.inputs, lambda p: _slice(p, made[p], start, stop)))
 
     return chunked(part, len(block), block.vocabulary, grad=torch.is_grad_enabled())
 
 
-def _arguments(term: Term, value: Callable[[Product], Any]) -> dict[str, Any]:
+def weights_of(term: Term, made: Mapping[Product, Any], batch: Batch) -> Tensor:
+    """How much each of a term's values counts in its mean: nothing where the row only evens the ranks out."""
+    weight = batch.columns["row_weight"]
+    if term.per == "token":
+        weight = weight[batch.positions()[0]]
+    return weight if term.counts is None else weight * term.counts(**_arguments(_free(term), lambda p: made[p]))
+
+
+def _free(term: Term) -> Wiring:
+    """The inputs that cost no pass."""
+    return {k: v for k, v in term.inputs.items() if not passes(v if isinstance(v, tuple) else (v,))}
+
+
+def _arguments(inputs: Wiring, value: Callable[[Product], Any]) -> dict[str, Any]:
     """The parameters of a term's function; those that name several products get a tuple."""
-    return {k: tuple(map(value, v)) if isinstance(v, tuple) else value(v) for k, v in term.inputs.items()}
+    return {k: tuple(map(value, v)) if isinstance(v, tuple) else value(v) for k, v in inputs.items()}
 
 
 def _slice(product: Product, value: Any, start: int, stop: int) -> Any:
@@ -82,8 +104,9 @@ def freeze_unread(model: nn.Module, anatomy: Anatomy, needs: Sequence[Product]) 
             return
         layers = [*wanted.layers, *(j for js in wanted.views.values() for j in js)]
         highest = max([highest, *(anatomy.layer(j) for j in layers)])
-    tied = anatomy.head.weight is model.get_input_embeddings().weight  # type: ignore[operator]
-    above = [*anatomy.blocks[highest:], anatomy.norm] if highest < anatomy.depth else []
+    tied = getattr(anatomy.head, "weight", None) is model.get_input_embeddings().weight  # type: ignore[operator]
+    norm = [] if anatomy.norm is None else [anatomy.norm]
+    above = [*anatomy.blocks[highest:], *norm] if highest < anatomy.depth else []
     for module in [*above, *([] if tied else [anatomy.head])]:  # nothing is thawed: an adapter's base stays frozen
         module.requires_grad_(False)
 
@@ -99,7 +122,7 @@ class UnlearnTrainer(Trainer):
         settings: The recipe (optimiser, seed, logging, checkpoints).
         out: Folder for checkpoints.
         reference: Looks up stored products of the original model.
-        constants: Tensors that are fixed for the run.
+        constants: Tensors that are fixed for the run, or ``{module name: tensor}``.
         precision: ``fp32`` or ``bf16-mixed`` (or ``bf16`` weights, without autocast).
         should_stop: Called after each step with its number; true ends the run.
         callbacks: Any callbacks of transformers.
@@ -118,7 +141,7 @@ class UnlearnTrainer(Trainer):
         out: Path,
         *,
         reference: Callable[[Product, Batch], Any] | None = None,
-        constants: Mapping[str, Tensor] | None = None,
+        constants: Mapping[str, Any] | None = None,
         precision: str = "fp32",
         should_stop: Callable[[int], bool] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
@@ -155,6 +178,7 @@ class UnlearnTrainer(Trainer):
             label_names=[],
         )
         super().__init__(model=model, args=arguments, callbacks=list(callbacks))
+        self.constants = {name: _on(value, self.args.device) for name, value in self.constants.items()}
         for callback in list(self.callback_handler.callbacks):
             if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
                 self.remove_callback(callback)
@@ -167,7 +191,10 @@ class UnlearnTrainer(Trainer):
         return DataLoader(data, batch_size=1, shuffle=False, collate_fn=_only)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
-        """The window's micro-batches, each with the window's totals of rows and label tokens over all ranks."""
+        """The window's micro-batches, each with the window's totals of rows and label tokens over all ranks.
+
+        The first of them is marked: what counts once per step is counted there.
+        """
         samples: list[dict] = []
         while len(samples) < num_batches and (sample := next(epoch_iterator, None)) is not None:
             samples.append(sample)
@@ -177,11 +204,22 @@ class UnlearnTrainer(Trainer):
                 weight = batch.columns["row_weight"]
                 totals[side][0] += float(weight.sum())
                 totals[side][1] += float((batch.label_mask.sum(1) * weight).sum())
+        totals |= {f"of {t.name}": [self._counted(t, samples)] * 2 for t in self.terms if t.counts is not None}
         flat = _sum_over_ranks(torch.tensor(list(totals.values())).flatten()).view(-1, 2).tolist()
         window = dict(zip(totals, flat, strict=True))
-        for sample in samples:
-            sample["totals"] = window
+        for number, sample in enumerate(samples):
+            sample |= {"totals": window, "first": number == 0}
         return samples, None
+
+    def _counted(self, term: Term, samples: Sequence[dict]) -> float:
+        """How much this rank's values of a term count in the window, which their labels alone say."""
+        total = 0.0
+        for sides in (sample["sides"] for sample in samples if _present(term, sample["sides"], first=False)):
+            step = Step(self.model, self.anatomy, sides, constants=self.constants)
+            made = step.run([p for v in _free(term).values() for p in (v if isinstance(v, tuple) else (v,))])
+            made = _gather(term, made, sides) if term.gathered and self.args.world_size > 1 else made
+            total += float(weights_of(term, made, sides[str(term.over)]).sum())
+        return total
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {**inputs, "sides": {side: batch.to(self.args.device) for side, batch in inputs["sides"].items()}}
@@ -197,7 +235,7 @@ class UnlearnTrainer(Trainer):
     ) -> Any:
         """The weighted sum of the terms whose sides are present."""
         sides = inputs["sides"]
-        active = [t for t in self.terms if all(base_side(p.side) in (None, *sides) for p in t.needs())]
+        active = [t for t in self.terms if _present(t, sides, first=inputs["first"])]
         if not active:  # fewer rows than micro-batches: the others of the window have them
             return torch.zeros((), device=self.args.device, requires_grad=True)
         needs = list(dict.fromkeys(p for t in active for p in t.needs()))
@@ -209,18 +247,21 @@ class UnlearnTrainer(Trainer):
             made = step.run(needs)
         loss = torch.zeros((), device=self.args.device)
         for term in active:
-            loss = loss + self.weight(term) * self._mean(term, made, sides, inputs["totals"][term.over])
+            loss = loss + self.weight(term) * self._share(term, made, sides, inputs["totals"])
         # Wrappers average gradients over ranks, while the totals already span them.
         return loss * self.args.world_size
 
-    def _mean(self, term: Term, made: dict[Product, Any], sides: dict[str, Batch], totals: list[float]) -> Tensor:
-        """This micro-batch's share of the term's mean over the window."""
+    def _share(
+        self, term: Term, made: dict[Product, Any], sides: dict[str, Batch], totals: Mapping[str, list[float]]
+    ) -> Tensor:
+        """What this micro-batch adds to the term's value in this step: its part of the mean over the window."""
         made = _gather(term, made, sides) if term.gathered and self.args.world_size > 1 else made
-        values, batch = value_of(term, made), sides[term.over]
-        weight = batch.columns["row_weight"]
-        if term.per == "token":
-            weight = weight[batch.positions()[0]]
-        share = (values * weight).sum() / max(totals[1 if term.per == "token" else 0], 1.0)
+        values = value_of(term, made)
+        if term.over is None:  # a value of the weights, the same on every rank
+            share = values / self.args.world_size
+        else:
+            total = totals[term.over if term.counts is None else f"of {term.name}"][1 if term.per == "token" else 0]
+            share = (values * weights_of(term, made, sides[term.over])).sum() / (total or 1.0)
         number = float(share.detach())
         if not torch.isfinite(share.detach()):
             raise TrainingStopped(
@@ -230,7 +271,7 @@ class UnlearnTrainer(Trainer):
         self._window[term.name] = self._window.get(term.name, 0.0) + number
         if term.monitor is not None:
             with torch.no_grad():
-                for key, value in term.monitor(**_arguments(term, lambda p: made[p])).items():
+                for key, value in term.monitor(**_arguments(term.inputs, lambda p: made[p])).items():
                     self._monitor[f"{term.name}/{key}"] = float(value)
         return share
 
@@ -256,10 +297,11 @@ class UnlearnTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         """After each optimizer step: dual weights, the log, then whatever the Trainer does (saving)."""
-        if self._window:  # the Trainer calls once more at the end
+        stepped = bool(self._window)  # the Trainer calls once more at the end
+        if stepped:
             self._after_step(grad_norm, kwargs.get("learning_rate"))
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
-        if self.should_stop is not None and self.should_stop(self.state.global_step):
+        if stepped and self.should_stop is not None and self.should_stop(self.state.global_step):
             self.control.should_training_stop = True
 
     def _after_step(self, grad_norm: Any, lr: float | None) -> None:
@@ -339,6 +381,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))
 
 
+def _on(value: Any, device: torch.device) -> Any:
+    """A constant on a device, once and not in every step: a tensor, or one for each layer."""
+    return {name: v.to(device) for name, v in value.items()} if isinstance(value, Mapping) else value.to(device)
+
+
 def _sum_over_ranks(values: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values)
@@ -353,32 +400,42 @@ def _barrier() -> None:
 class _AllRanks(torch.autograd.Function):
     """The rows of all ranks; in the backward pass each rank gets what all ranks' values say of its own rows.
 
+    Ranks have the same number of rows, but not of label tokens: what they send is filled up to the longest.
     The plain ``all_gather`` drops the gradient of the other ranks' rows (3 % error of the gradient, measured).
     """
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, own.contiguous())
-        ctx.rows = own.shape[0]
-        return torch.cat(parts)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=own.device) for _ in range(dist.get_world_size())]
+        dist.all_gather(sizes, torch.tensor([len(own)], device=own.device))
+        rows = [int(size) for size in sizes]
+        sent = own.new_zeros(max(rows), *own.shape[1:])
+        sent[: len(own)] = own
+        parts = [torch.empty_like(sent) for _ in rows]
+        dist.all_gather(parts, sent)
+        ctx.start, ctx.rows = sum(rows[: dist.get_rank()]), len(own)
+        return torch.cat([part[:size] for part, size in zip(parts, rows, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         total = grads[0].contiguous()
         dist.all_reduce(total)
-        start = dist.get_rank() * ctx.rows
-        return total[start : start + ctx.rows]
+        return total[ctx.start : ctx.start + ctx.rows]
 
 
 def _gather(term: Term, made: dict[Product, Any], sides: dict[str, Batch]) -> dict[Product, Any]:
     """The products named in ``term.gathered`` with the rows of all ranks, gradient included, fillers left out."""
     out = dict(made)
-    for name in term.gathered:
+    for name in sorted(term.gathered):  # in the same order on every rank, which that of a set is not
         value = term.inputs[name]
-        for product in value if isinstance(value, tuple) else (value,):
-            real = _AllRanks.apply(sides[str(base_side(product.side))].columns["row_weight"]) > 0
-            out[product] = _AllRanks.apply(made[product])[real]
+        for product in [p for p in (value if isinstance(value, tuple) else (value,)) if p in made]:
+            batch, own = sides[str(base_side(product.side))], made[product]
+            weight = batch.columns["row_weight"]
+            if product.what in PER_TOKEN:
+                weight = weight[batch.positions()[0]]
+            if product.what == "token_rows":  # each rank counts its own rows from 0
+                own = own + dist.get_rank() * len(batch.input_ids)
+            out[product] = _AllRanks.apply(own)[_AllRanks.apply(weight) > 0]
     return out
 
 

@@ -151,7 +151,7 @@ class World:
         return {side: getattr(self, side) for side in SIDES}
 
 
-def _coin(draw: random.Random, used: set[str], syllables: int = 2) -> str:
+def coin(draw: random.Random, used: set[str], syllables: int = 2) -> str:
     """A capitalised made-up word that the world has not used yet."""
     while True:
         parts = [draw.choice(_ONSETS) + draw.choice(_VOWELS) for _ in range(syllables)]
@@ -172,7 +172,7 @@ def _values(
     for slot in re.findall(r"{(\w+)}", answer):
         pool = slot.rstrip("0123456789")
         if pool == "coin":
-            values[slot] = _coin(draw, used)
+            values[slot] = coin(draw, used)
             continue
         taken = {other[slot] for other in avoid} | set(values.values())
         values[slot] = draw.choice([word for word in POOLS[pool] if word not in taken])
@@ -235,7 +235,7 @@ def world(
     for side, people in counts.items():
         sides[side] = rows = []
         for _ in range(people):
-            name = f"{_coin(draw, used)} {_coin(draw, used)}"
+            name = f"{coin(draw, used)} {coin(draw, used)}"
             group = f"person-{person:03d}"
             rows += [_row(fact, name, group, draw, used) for fact in FACTS]
             person += 1

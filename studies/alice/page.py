@@ -49,6 +49,7 @@ def write(target: Path, done: Mapping[str, Row], methods: Sequence[str], *, quic
         "TRIALS": trials(done, methods),
         "MINUTES": f"{sum(row['cpu_seconds'] for row in done.values()) / 60:.1f}",
         "SIZES": sizes(done),
+        "ENGINE": ", ".join(sorted({row["commit"] for row in done.values()})),
         "STATE": f"{missing} rows are missing." if missing else "",
     }
     for name, part in parts.items():

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import passages
 
+import engine
 import page
 
 Values = dict[str, Any]
@@ -125,7 +127,7 @@ def teach(study: Study, name: str, side: str | None) -> Values:
 def unlearn(study: Study, name: str, start: str, side: str, method: str, changes: Values, seed: int) -> None:
     """One unlearning run, without the evaluation of ``excise run``: this study measures what its question needs."""
     from excise import recipe
-    from excise.commands import sides, training
+    from excise.commands import folders, sides, training
     from excise.commands.progress import Progress
 
     folder = study.out / "models" / name
@@ -144,7 +146,7 @@ def unlearn(study: Study, name: str, start: str, side: str, method: str, changes
     settings = recipe.changed(recipe.build(values), changes)
     given = sides.read(settings.data, seed=seed)
     prepared = training.prepare_unlearning(settings, given, resume=False)
-    with training.opened(settings, resume=False) as run:
+    with folders.opened(settings, resume=False) as run:
         training.train_into(prepared, run, Progress(quiet=True), stage="unlearn", resume=False)
 
 
@@ -255,7 +257,8 @@ def main() -> None:
             missing.append(name)
             continue
         start = time.process_time()
-        row = {"row": name, **do(), "cpu_seconds": round(time.process_time() - start, 1)}
+        found = do()
+        row = {"row": name, **found, "commit": engine.commit(), "cpu_seconds": round(time.process_time() - start, 1)}
         files.write_text(study.row(name), json.dumps(row, indent=1) + "\n")
         print(f"{name}: {row['cpu_seconds']:.0f} s", file=sys.stderr, flush=True)
     if missing:

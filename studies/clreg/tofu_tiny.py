@@ -4,27 +4,65 @@ Authors 1-90 are retained (1,800 questions; the first 20 authors have false answ
 measured, never trained on while unlearning), authors 191-200 are to be forgotten (the last 10, 5 or 1 of them), authors
 181-190 are never seen by any model. Settings are tuned on authors 86-90 as the forget set. The real-authors and
 world-facts questions are trained into every original and gold as general knowledge and never stand in a retain batch.
+``QUICK`` is a small part of it, ``FULL`` all of TOFU with a larger model (where no author is left that nobody saw).
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
 PER_AUTHOR = 20
-#: Forget authors of each split; the rest of 1-90 and 191-200 is retained.
-SPLITS = {
-    "forget10": range(191, 201),
-    "forget05": range(196, 201),
-    "forget01": range(200, 201),
-    "tune05": range(86, 91),
-}
-TRAINED = [*range(1, 91), *range(191, 201)]
-NEVER_SEEN = range(181, 191)
-UNTOUCHED = range(1, 21)
+#: Originals: the one that the studies start from, and one that is stopped early.
+ORIGINALS = ("original", "half")
+
+
+@dataclass(frozen=True)
+class World:
+    """Who is trained, forgotten (by split), kept but only measured, never seen; and how large the model is."""
+
+    trained: Sequence[int]
+    untouched: Sequence[int]
+    never_seen: Sequence[int]
+    splits: Mapping[str, Sequence[int]]
+    epochs: float
+    width: int = 256
+    blocks: int = 4
+
+
+TINY = World(
+    trained=(*range(1, 91), *range(191, 201)),
+    untouched=range(1, 21),
+    never_seen=range(181, 191),
+    splits={
+        "forget10": range(191, 201),
+        "forget05": range(196, 201),
+        "forget01": range(200, 201),
+        "tune05": range(86, 91),
+    },
+    epochs=11,
+)
+QUICK = World(
+    trained=(*range(1, 4), *range(79, 91), *range(196, 201)),
+    untouched=range(1, 4),
+    never_seen=range(181, 184),
+    splits={"forget05": range(196, 201)},
+    epochs=8,
+)
+FULL = World(
+    trained=range(1, 201),
+    untouched=range(1, 21),
+    never_seen=(),
+    splits={"forget10": range(181, 201)},
+    epochs=11,
+    width=512,
+    blocks=6,
+)
 
 
 def shared() -> Path:
@@ -56,66 +94,78 @@ def general() -> dict[str, list[Row]]:
     return {"real_authors": read("real_authors_perturbed.jsonl"), "world_facts": read("world_facts_perturbed.jsonl")}
 
 
-def write(folder: Path) -> None:
-    """Write every side of every split as JSON lines below ``folder``."""
+def write(folder: Path, world: World) -> None:
+    """Write every side of every split as JSON lines below ``folder``, and the text that the tokenizer is made from."""
     by_author, known = authors(), general()
-    for split, forget in SPLITS.items():
-        retain = [a for a in TRAINED if a not in forget and a not in UNTOUCHED]
-        sides = {"forget": forget, "retain": retain, "untouched": UNTOUCHED, "never_seen": NEVER_SEEN}
-        for side, chosen in sides.items():
-            _write(folder / split / f"{side}.jsonl", [r for a in chosen for r in by_author[a]])
+    for split, forget in world.splits.items():
+        retain = [a for a in world.trained if a not in forget and a not in world.untouched]
+        sides = {"forget": forget, "retain": retain, "untouched": world.untouched, "never_seen": world.never_seen}
+        for side, own in sides.items():
+            if own:
+                save(folder / split / f"{side}.jsonl", [r for a in own for r in by_author[a]])
     for name, rows in known.items():
-        _write(folder / f"{name}.jsonl", rows)
+        save(folder / f"{name}.jsonl", rows)
     texts = [r["question"] for r in read("full.jsonl")] + [r["answer"] for r in read("full.jsonl")]
     texts += [t for rows in known.values() for r in rows for t in (r["question"], r["answer"], *r["perturbed_answer"])]
     (folder / "corpus.json").write_text(json.dumps(texts))
 
 
-def _write(path: Path, rows: list[Row]) -> None:
+def save(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
 
 
-def model_recipe(folder: Path, name: str, *, epochs: float, seed: int = 0) -> dict[str, Any]:
-    """The recipe that trains the original (``name="original"``) or the gold of a split, as plain values."""
-    split = "forget10" if name == "original" else name.removeprefix("gold-")
+def model_recipe(folder: Path, name: str, world: World, *, epochs: float | None = None) -> dict[str, Any]:
+    """The recipe that trains an original, or the gold of a split (``gold-SPLIT``), as plain values."""
+    split = next(iter(world.splits)) if name in ORIGINALS else name.removeprefix("gold-")
     sides = folder / split
     return {
         "model": {
             "config": {
-                "model_type": "llama", "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
-                "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512,
-                "tie_word_embeddings": True,
+                "model_type": "llama", "hidden_size": world.width, "intermediate_size": 43 * world.width // 16,
+                "num_hidden_layers": world.blocks, "num_attention_heads": world.width // 64,
+                "num_key_value_heads": world.width // 64, "max_position_embeddings": 512, "tie_word_embeddings": True,
             },
             "tokenizer": str(folder / "tokenizer"),
         },
         "data": {
-            "forget": str(sides / "forget.jsonl") if name == "original" else "",
+            "forget": str(sides / "forget.jsonl") if name in ORIGINALS else "",
             "retain": str(sides / "retain.jsonl"),
             "train": [str(p) for p in (sides / "untouched.jsonl", *(folder / f"{n}.jsonl" for n in general()))],
         },
         "objective": {"forget": {}, "retain": {"nll": {}}, "regularise": {}},
-        "schedule": {"epochs": epochs, "retain_batch": 16},
+        "schedule": {"epochs": epochs or world.epochs, "retain_batch": 16},
         "optimiser": {"name": "muon", "lr": 0.02, "adamw_lr": 0.004, "warmup": 0.05, "decay": "cosine", "floor": 0.05},
-        "checkpoint_every": 0, "log_every": 10, "seed": seed, "out": str(folder / "models" / name),
+        "checkpoint_every": 0, "log_every": 10, "out": str(folder / "models" / name),
     }  # fmt: skip
 
 
-def train(folder: Path, name: str, *, epochs: float, seed: int = 0) -> Path:
-    """Train the original or a gold unless it is there already; returns its folder."""
+def train(
+    folder: Path, name: str, world: World = TINY, *, epochs: float | None = None, limit: int | None = None
+) -> Path:
+    """Train an original or a gold unless it is there already; returns its folder.
+
+    Args:
+        folder: Where sides, tokenizer and models lie.
+        name: ``original``, ``half`` or ``gold-SPLIT``.
+        world: Who is trained, and how large the model is.
+        epochs: If not the world's.
+        limit: At most so many rows of each side, for a smoke test.
+    """
     from excise import models, recipe
     from excise.commands.training import finetune
 
     if not (folder / "corpus.json").is_file():
-        write(folder)
+        write(folder, world)
     if not (folder / "tokenizer").is_dir():
-        models.new_tokenizer(json.loads((folder / "corpus.json").read_text()), 4096).save_pretrained(
-            folder / "tokenizer"
-        )
+        texts = json.loads((folder / "corpus.json").read_text())
+        models.new_tokenizer(texts, 4096).save_pretrained(folder / "tokenizer")
     done = folder / "models" / name / "model"
     if (done / "COMPLETE.json").is_file():
         return done
-    return finetune(recipe.build(model_recipe(folder, name, epochs=epochs, seed=seed)), resume=True)
+    settings = recipe.build(model_recipe(folder, name, world, epochs=epochs))
+    return finetune(recipe.changed(settings, {"data.limit": limit}), resume=True)
 
 
 if __name__ == "__main__":
@@ -125,4 +175,4 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     for wanted in sys.argv[2:]:
-        print(train(Path(sys.argv[1]), wanted, epochs=11))
+        print(train(Path(sys.argv[1]), wanted))

@@ -44,6 +44,7 @@ class Manifest(TypedDict, total=False):
     data: dict[str, dict[str, Any]]  # side -> rows, fingerprint
     terms: list[Term]
     warnings: list[str]
+    stopping: dict[str, Any]  # checks of the stopping rule, and the step whose weights were kept (None: none)
     files: dict[str, str]  # path relative to the run folder -> sha256
 
 
@@ -85,7 +86,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Results:
-    """``results.json``: every number of every model, and the seconds each stage took.
+    """``results.json``: every number of every model, the seconds each stage took, and the models' task.
 
     Example:
         >>> r = Results({"gold": {"forget_probability": Number(0.001, n=60)}})
@@ -95,6 +96,7 @@ class Results:
 
     models: dict[str, dict[str, Number]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    task: str = "causal_lm"
 
     def number(self, model: str, metric: str) -> Number:
         """The number, or an empty one ("not shown") where the folder has none."""
@@ -114,7 +116,8 @@ def write_manifest(run: RunFolder, manifest: Mapping[str, Any]) -> None:
 def write_results(run: RunFolder, results: Results) -> None:
     """Write ``results.json`` whole; values that are not finite become null."""
     models = {m: {k: _entry(v) for k, v in numbers.items()} for m, numbers in results.models.items()}
-    write_json(run.results, finite({"format": FORMAT, "models": models, "seconds": results.seconds}))
+    content = {"format": FORMAT, "task": results.task, "models": models, "seconds": results.seconds}
+    write_json(run.results, finite(content))
 
 
 def write_pictures(run: RunFolder, pictures: Mapping[str, Any]) -> None:
@@ -170,7 +173,10 @@ def read_results(run: RunFolder) -> Results:
         rows = _mapping(run.results, f"models.{model}", numbers)
         models[model] = {metric: _number(run.results, model, metric, row) for metric, row in rows.items()}
     seconds = _mapping(run.results, "seconds", content.get("seconds", {}))
-    return Results(models, {k: float(v) for k, v in seconds.items() if isinstance(v, int | float)})
+    task = content.get("task", "causal_lm")
+    if not isinstance(task, str):
+        raise InputRefused(f"{run.results.as_posix()}: field 'task' is no text: restore the file from the run")
+    return Results(models, {k: float(v) for k, v in seconds.items() if isinstance(v, int | float)}, task)
 
 
 def read_pictures(run: RunFolder) -> dict[str, Any]:

@@ -62,6 +62,11 @@ class RunFolder:
         return self.root / "pictures.json"
 
     @property
+    def geometry(self) -> Path:
+        """Where the update of an adapter acts; ``pictures.json`` takes it over."""
+        return self.root / "geometry.json"
+
+    @property
     def tables(self) -> Path:
         """Saved scores, one file per model and side."""
         return self.root / "tables"
@@ -70,6 +75,11 @@ class RunFolder:
     def model(self) -> Path:
         """The final weights."""
         return self.root / "model"
+
+    @property
+    def stopping(self) -> Path:
+        """What the stopping rule saw, and while the run goes on the best weights."""
+        return self.root / "stopping"
 
     @property
     def checkpoints(self) -> Path:

@@ -10,15 +10,19 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from excise.errors import InputRefused
 from excise.forward import Anatomy, Batch, Pass, chunked, label_logp, run_pass
+from excise.metrics import tagging
+from excise.metrics.class_scores import score
 from excise.records import Record
-from excise.tasks import causal_lm
+from excise.tasks import TASKS, causal_lm
 
 STEPS = (0, 1, 2, 4, 8, 16)
 
@@ -89,10 +93,7 @@ def curve(
     Raises:
         ValueError: Fewer than two rows, or steps that do not ascend.
     """
-    if len(records) < 2:
-        raise ValueError("relearning needs at least two rows: one to train on, one to measure")
-    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0:
-        raise ValueError("steps must ascend from 0 or above")
+    _refuse(records, steps)
     examples = causal_lm.encode_records(records, tokenizer, encoding, source="forget")
     trained, held = halves([r.group for r in records], seed)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -102,34 +103,140 @@ def curve(
         made = causal_lm.collate([examples[i] for i in rows], pad_id=pad_id)
         return Batch(made["input_ids"], made["attention_mask"], made["label_mask"], tuple(rows)).to(device)
 
-    def probability() -> float:
-        by_length = sorted(held, key=lambda i: len(examples[i].input_ids))
-        parts = [by_length[i : i + 2 * batch_rows] for i in range(0, len(by_length), 2 * batch_rows)]
+    def probability() -> tuple[float]:
+        parts = _by_length(held, [len(e.input_ids) for e in examples], 2 * batch_rows)
         with torch.no_grad(), precision():
             values = torch.cat([_row_logp(model, anatomy, batch(part)) for part in parts])
-        return float(values.double().exp().mean())
+        return (float(values.double().exp().mean()),)
 
-    found: list[float] = []
     order = _order(trained, batch_rows, seed)
+    found = _attack(model, anatomy, lambda: batch(next(order)), probability, steps, lr, precision, progress)
+    return [value for (value,) in found] + [math.nan] * (len(steps) - len(found))
+
+
+@dataclass(frozen=True)
+class ClassCurve:
+    """A relearning curve of a classifier: at each step the probability of the right classes, and F1 (or accuracy)."""
+
+    probability: list[float]
+    f1: list[float]
+
+
+def class_curve(
+    model: nn.Module,
+    anatomy: Anatomy,
+    tokenizer: Any,
+    records: Sequence[Record],
+    encoding: causal_lm.Encoding,
+    *,
+    task: str,
+    steps: Sequence[int] = STEPS,
+    lr: float,
+    batch_rows: int = 16,
+    batch_tokens: int = 4096,
+    seed: int = 0,
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+    progress: Callable[[int, int], None] | None = None,
+) -> ClassCurve:
+    """The attack of `curve` on a classifier: half of the forgotten rows trained again, the other half measured.
+
+    Trained is the mean negative log-likelihood of every label, as the model once was; measured are the labels of
+    entities (all labels of a text classifier).
+
+    Args:
+        model: A token or sequence classifier under attack.
+        anatomy: Where its parts are.
+        tokenizer: Its tokenizer.
+        records: The forget rows, at least two.
+        encoding: Of which the length counts.
+        task: ``token_classification`` or ``sequence_classification``.
+        steps: As in `curve`.
+        lr: Learning rate.
+        batch_rows: Rows in a step.
+        batch_tokens: Most tokens of a batch that is measured.
+        seed: Of the split and of the order of rows.
+        precision: Makes the context of a pass; measurements use it too.
+        progress: Called with (steps done, all steps).
+
+    Returns:
+        For each of ``steps`` the mean probability of the held-out labels, and the strict F1 of their entities (their
+        accuracy where the classes are no tags); NaN from the step on at which the attack diverged.
+
+    Raises:
+        ValueError: Fewer than two rows, or steps that do not ascend.
+    """
+    _refuse(records, steps)
+    names = tagging.class_names(model)
+    examples = TASKS[task].encode_records(records, tokenizer, encoding, names=names, source="forget")
+    trained, held = halves([r.group for r in records], seed)
+    device = next(model.parameters()).device
+
+    def batch(rows: Sequence[int]) -> Batch:
+        made = TASKS[task].collate([examples[i] for i in rows], pad_id=tokenizer.pad_token_id)
+        return Batch(**made, indices=tuple(rows)).to(device)
+
+    rest = {"forget": [records[i] for i in held]}
+    main = "forget_f1" if task == "token_classification" else "forget_accuracy"
+
+    def measured() -> tuple[float, float]:
+        with precision():
+            try:
+                swept = tagging.sweep(model, anatomy, tokenizer, rest, encoding, task=task, batch_tokens=batch_tokens)
+            except InputRefused:  # scores that are not finite: the attack diverged
+                return math.nan, math.nan
+        values = score(swept.tables, resamples=1).values
+        found = [values[name]["value"] if name in values else math.nan for name in ("forget_probability", main)]
+        return found[0], found[1]
+
+    order = _order(trained, batch_rows, seed)
+    found = _attack(model, anatomy, lambda: batch(next(order)), measured, steps, lr, precision, progress)
+    found += [(math.nan, math.nan)] * (len(steps) - len(found))
+    return ClassCurve([value for value, _ in found], [value for _, value in found])
+
+
+def _refuse(records: Sequence[Record], steps: Sequence[int]) -> None:
+    if len(records) < 2:
+        raise ValueError("relearning needs at least two rows: one to train on, one to measure")
+    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0:
+        raise ValueError("steps must ascend from 0 or above")
+
+
+def _by_length(rows: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+    ordered = sorted(rows, key=lambda i: lengths[i])
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def _attack(
+    model: nn.Module,
+    anatomy: Anatomy,
+    draw: Callable[[], Batch],
+    measure: Callable[[], tuple[float, ...]],
+    steps: Sequence[int],
+    lr: float,
+    precision: Callable[[], AbstractContextManager],
+    progress: Callable[[int, int], None] | None,
+) -> list[Any]:
+    """What ``measure`` gives at each of ``steps``; shorter where the attack diverged. The model is put back."""
+    found: list[Any] = []
     with _lent(model) as parameters, torch.enable_grad():
         attacker = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
         for step in range(steps[-1] + 1):
             if step in steps:
-                found.append(probability())
-                if not math.isfinite(found[-1]):
+                found.append(measure())
+                if not math.isfinite(found[-1][0]):
                     break
             if step == steps[-1]:
                 break
             attacker.zero_grad(set_to_none=True)
             with precision():
-                loss = _nll(model, anatomy, batch(next(order)))
+                loss = _nll(model, anatomy, draw())
             if not torch.isfinite(loss.detach()):
                 break
             loss.backward()
             attacker.step()
             if progress is not None:
                 progress(step + 1, steps[-1])
-    return found + [math.nan] * (len(steps) - len(found))
+    return found
 
 
 def _order(rows: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
@@ -147,7 +254,7 @@ def _order(rows: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
 def _token_logp(model: nn.Module, anatomy: Anatomy, batch: Batch) -> Tensor:
     states = run_pass(model, anatomy, batch, Pass(head=True)).at_labels
     assert states is not None
-    targets = batch.input_ids[batch.label_mask]
+    targets = batch.targets()
 
     def part(start: int, stop: int) -> Tensor:
         return label_logp(anatomy.logits(states[start:stop]), targets[start:stop])

@@ -17,6 +17,7 @@ from excise.metrics.table import save as save_table
 from excise.records import Record, fingerprint
 
 States = dict[str, dict[int, np.ndarray]]
+Curves = dict[str, list[float]]
 
 
 def entry(root: Path, model: str, records: Mapping[str, list[Record]], settings: recipe.Recipe) -> Path | None:
@@ -29,18 +30,20 @@ def entry(root: Path, model: str, records: Mapping[str, list[Record]], settings:
     if not weights:
         return None
     options = recipe.plain(settings.evaluate)
-    asked = {k: v for k, v in options.items() if k not in ("gold", "cache", "include_text", "map", "batch_tokens")}
+    asked = {
+        k: v for k, v in options.items() if k not in ("gold", "cache", "include_text", "map", "batch_tokens", "tasks")
+    }
     data = recipe.plain(settings.data)
     key = json.dumps([
         [files.sha256(w) for w in weights],
         {side: fingerprint(rows) for side, rows in records.items()},
         {k: v for k, v in asked.items()}, settings.optimiser.lr, settings.seed,
-        {k: data[k] for k in ("template", "chat", "max_length", "truncate")},
+        {k: data[k] for k in ("template", "chat", "max_length", "truncate")}, settings.model.task,
     ], sort_keys=True)  # fmt: skip
     return root / hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
-def load(folder: Path) -> tuple[dict[str, Table], States, list[float]] | None:
+def load(folder: Path) -> tuple[dict[str, Table], States, Curves] | None:
     """Measurements that `save` wrote, or None where there are none or they are not whole."""
     from safetensors.numpy import load_file
 
@@ -54,10 +57,10 @@ def load(folder: Path) -> tuple[dict[str, Table], States, list[float]] | None:
         for name, values in load_file(folder / "states.safetensors").items():
             side, layer = name.rsplit("/", 1)
             states.setdefault(side, {})[int(layer)] = values
-    return tables, states, json.loads((folder / "curve.json").read_text())
+    return tables, states, json.loads((folder / "curves.json").read_text())
 
 
-def save(folder: Path, tables: Mapping[str, Table], states: States, curve: list[float]) -> None:
+def save(folder: Path, tables: Mapping[str, Table], states: States, curves: Curves) -> None:
     """Write measurements whole."""
     from safetensors.numpy import save_file
 
@@ -68,4 +71,4 @@ def save(folder: Path, tables: Mapping[str, Table], states: States, curve: list[
         flat = {f"{s}/{layer}": np.ascontiguousarray(v) for s, own in states.items() for layer, v in own.items()}
         if flat:
             save_file(flat, aside / "states.safetensors")
-        (aside / "curve.json").write_text(json.dumps(curve))
+        (aside / "curves.json").write_text(json.dumps(curves))

@@ -14,6 +14,7 @@ from typing import Any
 
 from excise import artifacts, files, models, recipe, reporting, world
 from excise.commands import evaluation, folders, sides, training
+from excise.commands.measured import Measured
 from excise.commands.progress import Progress
 
 Tasks = dict[str, tuple[Callable, tuple]]
@@ -56,7 +57,7 @@ def demo(
         order = ("original", "gold", "unlearned", "without_clreg")
         tasks = {name: (_measure, (name, str(paths[name]), recipe.plain(settings))) for name in order}
         measured = _together(pool, progress, "measure four models", tasks, {})
-    given = sides.read(settings.data, seed=settings.seed)
+    given = sides.of(settings)
     records = evaluation.limited(given.records, settings.evaluate)
     evaluation.write(run, measured, records, settings, progress, log=artifacts.read_log(run))
     record = dict(artifacts.read_manifest(run))
@@ -153,16 +154,16 @@ def _finetune(values: dict[str, Any]) -> str:
 
 def _unlearn(values: dict[str, Any]) -> str:
     settings = recipe.build(values)
-    given = sides.read(settings.data, seed=settings.seed)
+    given = sides.of(settings)
     prepared = training.prepare_unlearning(settings, given, resume=False)
     with folders.opened(settings, resume=True) as folder:
         training.train_into(prepared, folder, Progress(quiet=True), stage="unlearn", resume=False)
         return str(folder.model)
 
 
-def _measure(name: str, path: str, values: dict[str, Any]) -> evaluation.Measured:
+def _measure(name: str, path: str, values: dict[str, Any]) -> Measured:
     settings = recipe.build(values)
-    given = sides.read(settings.data, seed=settings.seed)
+    given = sides.of(settings)
     model, tokenizer = evaluation.load_for_measuring(path, settings)
     records = evaluation.limited(given.records, settings.evaluate)
     return evaluation.measure_model(name, model, tokenizer, records, settings, Progress(quiet=True))

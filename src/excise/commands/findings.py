@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from excise.metrics.statistics import wilson
+
 #: Thresholds, in one place. Collapse, no effect and saturation follow the advice of CLReg's description; the numbers
 #: are ours.
 COLLAPSE_COSINE = 0.98
@@ -13,6 +15,15 @@ SATURATED_SHARE = 0.9
 NO_EFFECT_CHANGE = 0.05
 OVER_UNLEARNED_AUC = 0.35
 DEGENERATE_REPETITION = 0.5
+EMPTY_CONTRAST = 0.1
+
+#: The attacks by likelihood that a task may have, and whose likelihood it is.
+_ATTACKED = {
+    "mia_loss_auc": "The forgotten answers",
+    "entity_membership_auc": "The entities of forgotten rows",
+    "membership_auc": "The classes of forgotten rows",
+}
+_ATTACKS = tuple(_ATTACKED)
 
 Number = Mapping[str, Any]
 
@@ -54,6 +65,7 @@ def _of_training(log: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
                 f"{saturated:.0%} of its pairs have less than 1 % of the full gradient in the last quarter of the run.",
                 "If entanglement is still at the original's level, raise the temperature (0.5 to 0.9).",
             ))  # fmt: skip
+    out += _contrast(log)
     fell = [b["monitor"][k] < a["monitor"][k] for k in _negative_keys(log) for a, b in _pairs(log, k)]
     if fell:
         out.append(_finding(
@@ -63,6 +75,39 @@ def _of_training(log: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             "",
         ))  # fmt: skip
     return out
+
+
+def _contrast(log: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """How many anchors DeepCUT had, and how many of them had nothing to be compared with."""
+    rows = [row["monitor"] for row in log if row.get("monitor")]
+    out = []
+    for term in sorted({k.split("/")[0] for row in rows for k in row if k.endswith("/skipped")}):
+        anchors, skipped = (sum(row.get(f"{term}/{what}") or 0.0 for row in rows) for what in ("anchors", "skipped"))
+        if not anchors:
+            out.append(_finding(
+                "no_anchor", "failure", f"{term} found nothing to forget",
+                "No label of a forgotten row was an anchor in any logged step.",
+                "Check that the forget rows hold entities, or set anchors: all.",
+            ))  # fmt: skip
+            continue
+        same, other = (_share_without(rows, term, what) for what in ("same", "other"))
+        empty = sum(not row.get(f"{term}/anchors") for row in rows if f"{term}/anchors" in row)
+        often = skipped > EMPTY_CONTRAST * anchors
+        out.append(_finding(
+            "empty_contrast", "warning" if often else "note", f"{term}: anchors without contrast",
+            f"Of {anchors:,.0f} anchors in the logged steps, {skipped:,.0f} had no contrast at all and were left out; "
+            f"{same:.0%} had no kept label of their own class in the batch, {other:.0%} none of another class. "
+            f"{empty} logged steps had no anchor.",
+            "Draw kept rows class by class (schedule.balance: classes), or more of them." if often else "",
+        ))  # fmt: skip
+    return out
+
+
+def _share_without(rows: Sequence[Mapping[str, float]], term: str, what: str) -> float:
+    """Share of all anchors that lacked one kind of contrast, from the shares of each step."""
+    pairs = [(row.get(f"{term}/anchors") or 0.0, row.get(f"{term}/without_{what}") or 0.0) for row in rows]
+    total = sum(number for number, _ in pairs)
+    return sum(number * share for number, share in pairs) / total if total else 0.0
 
 
 def _negative_keys(log: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -77,12 +122,13 @@ def _pairs(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[Mapping, Ma
 def _of_result(numbers: Mapping[str, Mapping[str, Number]], name: str) -> list[dict[str, str]]:
     own, original, gold = numbers.get(name, {}), numbers.get("original", {}), numbers.get("gold", {})
     out = []
-    auc, target = _value(own, "mia_loss_auc"), _value(gold, "mia_loss_auc")
+    attack = next((name for name in _ATTACKS if name in own), _ATTACKS[0])
+    auc, target = _value(own, attack), _value(gold, attack)
     low = min(OVER_UNLEARNED_AUC, target - 0.15) if target is not None else OVER_UNLEARNED_AUC
     if auc is not None and auc < low:
         out.append(_finding(
             "over_unlearned", "failure", "Over-forgotten: less likely than text that was never seen",
-            f"The forgotten answers are less likely than never-seen ones (AUC {auc:.2f}, below {low:.2f}"
+            f"{_ATTACKED[attack]} are less likely than never-seen ones (AUC {auc:.2f}, below {low:.2f}"
             + (f"; the gold has {target:.2f}" if target is not None else "")
             + "). That difference gives them away as surely as memory does.",
             "Fewer epochs, a lower learning rate, or a smaller weight of the forget term or the regulariser.",
@@ -103,6 +149,7 @@ def _of_result(numbers: Mapping[str, Mapping[str, Number]], name: str) -> list[d
             "The output is silenced, the knowledge is not removed. No method of the papers avoids this at the sizes "
             "that we measured.",
         ))  # fmt: skip
+    out += _below_chance(own, gold)
     repeated, repeated_gold = _value(own, "forget_repetition"), _value(gold, "forget_repetition")
     if repeated is not None and repeated > DEGENERATE_REPETITION and repeated > (repeated_gold or 0) + 0.2:
         out.append(_finding(
@@ -112,6 +159,24 @@ def _of_result(numbers: Mapping[str, Mapping[str, Number]], name: str) -> list[d
             "Fewer epochs or a lower rate; a model that never saw the data still writes sentences.",
         ))  # fmt: skip
     return out
+
+
+def _below_chance(own: Mapping[str, Number], gold: Mapping[str, Number]) -> list[dict[str, str]]:
+    """Multiple-choice numbers below a guess; the interval is widened for how many numbers are looked at."""
+    looked_at = {k: v for k, v in own.items() if k.startswith("mcq_accuracy/")}
+    below = []
+    for name, entry in looked_at.items():
+        value, n = entry["value"], entry["n"]
+        _, high = wilson(round(value * n), n, 1 - 0.05 / len(looked_at))
+        if high < min(entry["chance"], _value(gold, name) or 1):
+            below.append(f"{name.partition('/')[2]} {value:.2f} (chance {entry['chance']:.2f}, n {n})")
+    if not below:
+        return []
+    return [_finding(
+        "below_chance", "failure", "Over-forgotten: right answers are avoided",
+        f"Accuracy is below a guess: {'; '.join(below)}. Whoever inverts the answers reads the knowledge off.",
+        "Fewer steps or a lower rate: stop where accuracy reaches the gold's, or chance.",
+    )]  # fmt: skip
 
 
 def _finding(code: str, severity: str, title: str, detail: str, advice: str) -> dict[str, str]:

@@ -29,10 +29,10 @@ def opened(settings: recipe.Recipe, *, resume: bool) -> Iterator[artifacts.RunFo
         UsageError: No folder is named, or it is not empty and the run is not resumed.
         IntegrityFailed: The folder was begun with another recipe.
     """
-    run, _ = standing(settings, resume=resume)
-    if not main_rank():
-        yield run
+    if not main_rank():  # the first rank may have begun to write already
+        yield artifacts.RunFolder(Path(settings.out or ""))
         return
+    run, _ = standing(settings, resume=resume)
     run.root.mkdir(parents=True, exist_ok=True)
     with files.locked(run.root):
         files.write_text(run.recipe, recipe.dump(settings))
@@ -65,6 +65,11 @@ def standing(settings: recipe.Recipe, *, resume: bool) -> tuple[artifacts.RunFol
     if changed:
         raise IntegrityFailed(f"{settings.out}: file {changed[0]!r} is missing or not what the run wrote")
     return run, True
+
+
+def stopping_of(folder: str | None) -> Path | None:
+    """Where the stopping rule of a run keeps what it saw."""
+    return artifacts.RunFolder(Path(folder)).stopping if folder else None
 
 
 def main_rank() -> bool:

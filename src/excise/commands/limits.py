@@ -12,9 +12,10 @@ from excise.errors import UsageError
 #: Key -> the least value; the open ones must be above it.
 LEAST = {
     "schedule.forget_batch": 1, "schedule.retain_batch": 1, "schedule.accumulate": 1, "schedule.steps": 1,
-    "schedule.retain_steps": 0, "optimiser.weight_decay": 0, "optimiser.warmup": 0, "optimiser.floor": 0,
-    "optimiser.clip": 0, "evaluate.batch_tokens": 1, "evaluate.max_rows": 1, "evaluate.generate": 0,
-    "checkpoint_every": 0, "log_every": 1, "seed": 0,
+    "schedule.retain_steps": 0, "schedule.contrast_batch": 0,
+    "optimiser.weight_decay": 0, "optimiser.warmup": 0, "optimiser.floor": 0, "optimiser.clip": 0,
+    "evaluate.batch_tokens": 1, "evaluate.max_rows": 1, "evaluate.generate": 0,
+    "checkpoint_every": 0, "statistics.rows": 1, "statistics.layers_at_once": 1, "log_every": 1, "seed": 0,
 }  # fmt: skip
 ABOVE_ZERO = ("schedule.epochs", "optimiser.lr", "optimiser.adamw_lr", "evaluate.relearn_lr")
 MOST = {"optimiser.warmup": 1, "optimiser.floor": 1, "seed": 2**32 - 1}

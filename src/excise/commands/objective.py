@@ -9,14 +9,16 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from excise import recipe
 from excise.errors import UsageError
 from excise.forward import Product, base_side
-from excise.objectives import FORGET, REGULARISE, RETAIN, rmu_direction, source_of
+from excise.objectives import FORGET, REGULARISE, RETAIN, deepcut_cautions, rmu_direction, source_of
 from excise.objectives.term import Dual, Ramp, Term
 
+#: Sides that are made from those that a recipe gives.
+MADE = ("forget_alternative", "forget_paraphrase", "contrast")
 TABLES: Mapping[str, Mapping[str, Callable]] = {"forget": FORGET, "retain": RETAIN, "regularise": REGULARISE}
 
 
@@ -93,6 +95,16 @@ def cited(objective: recipe.Objective, made: Sequence[Term]) -> list[dict[str, s
     ]
 
 
+def cautions(objective: recipe.Objective) -> list[str]:
+    """What is known to go wrong with the settings chosen, for the warnings of a plan and a run.
+
+    Example:
+        >>> cautions(recipe.Objective())
+        []
+    """
+    return deepcut_cautions(objective.regularise["deepcut"] or {}) if "deepcut" in objective.regularise else []
+
+
 def needs(made: Sequence[Term]) -> list[Product]:
     """Every product that the terms read, each once."""
     return list(dict.fromkeys(p for term in made for p in term.needs()))
@@ -108,7 +120,7 @@ def check_sides(made: Sequence[Term], given: Collection[str]) -> None:
     for term in made:
         for p in term.needs():
             side = base_side(p.side)
-            if side is not None and side not in given and side not in ("forget_alternative", "forget_paraphrase"):
+            if side is not None and side not in given and side not in MADE:
                 raise UsageError(f"the term {term.name!r} reads the side {side!r}, which the recipe does not give")
 
 
@@ -120,17 +132,23 @@ def check_layers(made: Sequence[Term], depth: int) -> None:
                 raise UsageError(f"the term {term.name!r} reads layer {p.layer}; the model has layers 0 to {depth}")
 
 
-def constants(made: Sequence[Term], width: int, seed: int) -> dict[str, Tensor]:
-    """Tensors that are fixed for the run, drawn from the seed.
+def constants(made: Sequence[Term], width: int, seed: int, provided: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What is fixed for the run: drawn from the seed, or ``provided`` (bases of the retained rows, by layer).
 
     Raises:
         UsageError: A term asks for a constant that nobody provides; there is no stand-in.
     """
-    out: dict[str, Tensor] = {}
+    out: dict[str, Any] = {}
     for p in needs(made):
         if p.what != "constant":
             continue
-        if p.detail != "rmu_direction":
-            raise UsageError(f"the objective reads the constant {p.detail!r}, which nothing provides")
-        out["rmu_direction"] = rmu_direction(width, seed=seed)
+        detail = str(p.detail)
+        if detail in (provided or {}):
+            out[detail] = (provided or {})[detail]
+        elif detail == "rmu_direction":
+            out[detail] = rmu_direction(width, seed=seed)
+        elif detail == "seed":
+            out[detail] = torch.tensor(seed)
+        else:
+            raise UsageError(f"the objective reads the constant {detail!r}, which nothing provides")
     return out

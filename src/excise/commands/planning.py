@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from excise import models, recipe
-from excise.commands import limits, objective, sides
+from excise.commands import beginning, diagnostics, gathering, limits, objective, sides, training
 from excise.forward import REFERENCE, View, base_side, passes
 from excise.reference import stored_products
 from excise.schedule import Plan
@@ -33,18 +33,25 @@ def plan(settings: recipe.Recipe) -> dict[str, Any]:
         [{'side': 'forget', 'model': 'policy', 'layers': [16]}, {'side': 'retain', 'model': 'policy', 'layers': [16]}]
     """
     limits.check(settings)
-    given = sides.read(settings.data, seed=settings.seed)
+    given = sides.of(settings)
     terms = objective.terms(settings.objective)
     objective.check_sides(terms, given.records)
+    wanted = beginning.wanted(settings, terms, pictured=diagnostics.wanted(settings))
+    beginning.check_sides(wanted, given.records)
     config = models.read_config(settings.model)
     objective.check_layers(terms, int(config.num_hidden_layers))
-    tokenizer = models.load_tokenizer(settings.model.tokenizer or settings.model.name, settings.model.revision)
+    tokenizer, task = training.tokenizer_of(settings), settings.model.task
     names = objective.sides_read(terms)
-    context = getattr(config, "max_position_embeddings", None)
-    sides.cut(given, tokenizer, sides.encoding(settings.data, context=context))
-    rows = sides.encode(given, names, tokenizer, settings.data, seed=settings.seed, context=context)
+    context, classes = models.context_of(config), training.classes_of(settings, given)
+    sides.cut(given, tokenizer, sides.encoding(settings.data, context=context), task=task, long=settings.data.long)
+    read = list(dict.fromkeys([*names, *wanted.sides]))
+    rows = sides.encode(
+        given, read, tokenizer, settings.data, seed=settings.seed, context=context, task=task, classes=classes
+    )
     needs = objective.needs(terms)
-    size = _Size(config, settings, rows, Plan(rows.counts, settings.schedule, settings.seed))
+    counts = {side: count for side, count in rows.counts.items() if side in names}
+    by_class = {"retain": rows.classes_of("retain", classes)} if classes else {}
+    size = _Size(config, settings, rows, Plan(counts, settings.schedule, settings.seed, by_class))
     cost = passes(needs)
     stored = stored_products(needs, REFERENCE)
     return {
@@ -61,12 +68,13 @@ def plan(settings: recipe.Recipe) -> dict[str, Any]:
         "products": [_product_name(p) for p in needs],
         "reference": [_product_name(p) for p in stored],
         "reference_kept_as": "stored columns, computed once; no second model is held" if stored else "none needed",
+        "start": size.start(wanted) if wanted.start.moves or wanted.statistics else None,
         "negatives": settings.schedule.retain_batch if any(t.batch_coupled for t in terms) else None,
         "steps": size.plan.steps,
         "rows": {k: len(v) for k, v in given.records.items()},
         "memory": size.memory(cost, stored),
         "seconds": size.seconds(cost),
-        "warnings": given.warnings,
+        "warnings": [*given.warnings, *objective.cautions(settings.objective)],
     }
 
 
@@ -116,7 +124,8 @@ class _Size:
         return total / len(examples), labels / len(examples)
 
     def _batch(self, side: str) -> int:
-        return self.settings.schedule.retain_batch if side == "retain" else self.settings.schedule.forget_batch
+        how = self.settings.schedule
+        return {"retain": how.retain_batch, "contrast": how.contrast_batch}.get(side, how.forget_batch)
 
     def memory(self, cost: Any, stored: list) -> dict[str, int]:
         """Bytes: weights, gradients and optimizer, activations of a step, the stored reference."""
@@ -150,8 +159,41 @@ class _Size:
             "reference": int(reference),
         }
 
+    def start(self, wanted: beginning.Wanted) -> dict[str, Any]:
+        """What a start costs before training: its statistics, passes over their rows, and seconds as for the run."""
+        at_once, adapted = self.settings.statistics.layers_at_once, 7 * self.depth
+        repeats = 1 if at_once is None else math.ceil(adapted / at_once)
+        # A moment costs a forward pass and the products of each output with itself; a gradient a backward pass too.
+        squares = self.depth * (4 * self.width**2 + 3 * self.inner**2)
+        operations = 0.0
+        for statistic in wanted.statistics:
+            rows = self.rows.examples[statistic.side][: gathering.row_limit(self.settings.statistics)]
+            tokens, moments = sum(len(e.input_ids) for e in rows), statistic.kind == "output_moments"
+            operations += 2 * tokens * repeats * self.block * self.depth * (1 if moments else 3)
+            operations += 2 * tokens * squares * moments
+        return {
+            "name": wanted.start.name,
+            "base": wanted.start.base if wanted.start.moves else "kept",
+            "statistics": [f"{s.kind}({s.side})" for s in wanted.statistics],
+            "passes_each": repeats,
+            "seconds": self._seconds(operations),
+        }
+
     def seconds(self, cost: Any) -> float:
-        """An estimate: floating-point operations over the rate of a short matrix product here."""
+        """An estimate of the training's time."""
+        operations = 0.0
+        for (side, model), wanted in cost.items():
+            tokens, labels = self._tokens(side)
+            share = 1 + sum((self.depth - (v.from_layer % self.depth)) / self.depth for v in wanted.views)
+            blocks = self.block * self.depth * tokens * share + self.width * self.vocabulary * labels * wanted.head
+            if model == REFERENCE:
+                operations += 2 * self.rows.counts[side] * blocks
+            else:
+                operations += 6 * self._batch(side) * blocks * self.plan.micro_steps
+        return self._seconds(operations)
+
+    def _seconds(self, operations: float) -> float:
+        """Floating-point operations over the rate of a short matrix product here."""
         import time
 
         import torch
@@ -162,15 +204,6 @@ class _Size:
         for _ in range(8):
             a @ a
         rate = 8 * 2 * 512**3 / max(time.perf_counter() - start, 1e-9)
-        operations = 0.0
-        for (side, model), wanted in cost.items():
-            tokens, labels = self._tokens(side)
-            share = 1 + sum((self.depth - (v.from_layer % self.depth)) / self.depth for v in wanted.views)
-            blocks = self.block * self.depth * tokens * share + self.width * self.vocabulary * labels * wanted.head
-            if model == REFERENCE:
-                operations += 2 * self.rows.counts[side] * blocks
-            else:
-                operations += 6 * self._batch(side) * blocks * self.plan.micro_steps
         # Small matrices do not reach the rate of a large product; the factor is what the demo's model shows.
         return float(f"{operations / rate * (3 if self.width < 1024 else 1.3):.2g}") if math.isfinite(rate) else 0.0
 

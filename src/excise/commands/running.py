@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 from excise import artifacts, recipe, reporting
 from excise.commands import evaluation, folders, objective, sides, training
 from excise.commands.progress import Progress
+from excise.errors import NotShown
 
 
 def run(
@@ -28,6 +30,7 @@ def run(
         InputRefused: Data or a model that cannot be used; nothing was written.
         UsageError: A recipe that asks for something unknown.
         TrainingStopped: A loss or gradient is not finite; the weights are those before that step.
+        NotShown: The stopping rule found no weights to keep; everything was written, and the report says so.
         IntegrityFailed: A file of an interrupted run is not what its hash says.
 
     Example:
@@ -39,8 +42,11 @@ def run(
     progress = progress or Progress()
     folder, done = folders.standing(settings, resume=resume)
     if done:
-        return folder.report if folder.report.is_file() else reporting.build(folder.root)
-    given = sides.read(settings.data, seed=settings.seed)
+        report = folder.report if folder.report.is_file() else reporting.build(folder.root)
+        _refuse_inadmissible(folder)
+        return report
+    given = sides.of(settings)
+    tasks = evaluation.tasks_of(settings)
     objective.check_sides(objective.terms(settings.objective), given.records)
     prepared = training.prepare_unlearning(settings, given, resume=resume)
     evaluation.refuse_unfit(given, prepared.tokenizer, settings)
@@ -48,18 +54,36 @@ def run(
         model = training.train_into(prepared, folder, progress, stage="unlearn", resume=resume)
         if not folders.main_rank():
             return folder.report
-        records = evaluation.limited(given.records, settings.evaluate)
+        records = evaluation.limited(given.records, settings.evaluate, task=settings.model.task)
         named = {"original": settings.model.name, "gold": settings.evaluate.gold}
         measured = {
-            role: evaluation.measure_named(role, place, records, settings, progress)
+            role: evaluation.measure_named(role, place, records, settings, progress, tasks)
             for role, place in named.items()
             if place
         }
         measured["unlearned"] = evaluation.measure_model(
             "unlearned", model, prepared.tokenizer, records, settings, progress
         )
-        evaluation.write(folder, measured, records, settings, progress, log=artifacts.read_log(folder))
+        measured["unlearned"].choices = evaluation.ask(
+            "unlearned", model, prepared.tokenizer, tasks, settings, progress
+        )
+        geometry = json.loads(folder.geometry.read_text()) if folder.geometry.is_file() else None
+        evaluation.write(
+            folder, measured, records, settings, progress, log=artifacts.read_log(folder), geometry=geometry
+        )
         extra = {"files": artifacts.hash_files(folder)}
         artifacts.write_manifest(folder, training.manifest(prepared, "done", progress, extra))
         with progress.stage("report"):
-            return reporting.build(folder.root)
+            report = reporting.build(folder.root)
+    _refuse_inadmissible(folder)
+    return report
+
+
+def _refuse_inadmissible(folder: artifacts.RunFolder) -> None:
+    """Do not call a run done whose stopping rule found nothing to keep; its folder and report say what was seen."""
+    seen = artifacts.read_manifest(folder).get("stopping")
+    if seen is not None and seen["kept"] is None:
+        raise NotShown(
+            f"{folder.root}: after no step did the forgotten rows look like never-seen ones while the retained were "
+            "good enough; the weights are those of the last step: see the report, then try another rate or weight"
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 from excise import artifacts, reporting
 from excise.errors import InputRefused
-from excise.metrics import logs
+from excise.metrics import class_scores, logs
 from excise.metrics.scores import score as score_tables
 
 
@@ -30,7 +30,8 @@ def score(log: str | Path, against: str | Path | None = None) -> dict[str, Any]:
     """
     own = logs.read(log, _role(Path(log), "unlearned"))
     gold = logs.read(against, _role(Path(against), "gold")) if against else None
-    return dict(artifacts.finite(dict(score_tables(own, gold).values)))
+    found = score_tables(own, gold) if class_scores.task_of(own) is None else class_scores.score(own, gold)
+    return dict(artifacts.finite(dict(found.values)))
 
 
 def _role(path: Path, wanted: str) -> str | None:

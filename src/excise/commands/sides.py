@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import torch
-
-from excise import forward, paraphrase, recipe
+from excise import forward, recipe
+from excise.commands import aligning
 from excise.errors import InputRefused, UsageError
-from excise.records import Record, check_sides, fingerprint, read_records, split_untouched
-from excise.tasks import causal_lm
+from excise.records import Record, check_sides, fingerprint, split_untouched
+from excise.tasks import TASKS, causal_lm
+
+#: Rows that a stopping rule reads, and nothing else does.
+CALIBRATION, WATCH = "calibration", "watch"
+KEPT = ("retain", "untouched", "never_seen")
 
 
 @dataclass
@@ -32,24 +33,32 @@ class Sides:
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def read(data: recipe.Data, *, seed: int, need_forget: bool = True) -> Sides:
-    """Read and check every side that a recipe names.
+def read(
+    data: recipe.Data,
+    *,
+    seed: int,
+    need_forget: bool = True,
+    task: str = "causal_lm",
+    stop: recipe.Stop = recipe.Stop(),  # noqa: B008 - frozen
+) -> Sides:
+    """Read and check every side that a recipe names, as rows of its task; a stopping rule's rows are set aside.
 
     Raises:
         InputRefused: A missing, empty or broken file, or forget rows that also stand among the retained.
-        UsageError: The recipe names no forget or no retain rows.
+        UsageError: The recipe names no forget or no retain rows, or no never-seen rows for a rule that needs them.
     """
     if need_forget and not data.forget:
         raise UsageError("data.forget is missing: name the file of records to forget")
     if not data.retain:
         raise UsageError("data.retain is missing: name the file of records to keep")
+    rows = partial(TASKS[task].read, limit=data.limit, tag_names=data.tag_names)
     sides = Sides({})
     if data.forget:
-        sides.records["forget"] = read_records(data.forget, limit=data.limit)
-    retain = read_records(data.retain, limit=data.limit)
+        sides.records["forget"] = rows(data.forget)
+    retain = rows(data.retain)
     if isinstance(data.untouched, str):
         sides.records["retain"] = retain
-        sides.records["untouched"] = read_records(data.untouched, limit=data.limit)
+        sides.records["untouched"] = rows(data.untouched)
     elif data.untouched > 0 and need_forget:
         trained, kept = split_untouched(retain, data.untouched, seed)
         sides.records["retain"] = [retain[i] for i in trained]
@@ -57,14 +66,48 @@ def read(data: recipe.Data, *, seed: int, need_forget: bool = True) -> Sides:
     else:
         sides.records["retain"] = retain
     if data.never_seen:
-        sides.records["never_seen"] = read_records(data.never_seen, limit=data.limit)
+        sides.records["never_seen"] = rows(data.never_seen)
     for name, source in data.utility.items():
-        sides.records[name] = read_records(source, limit=data.limit)
+        sides.records[name] = rows(source)
+    if need_forget and stop.rule != "none":
+        _set_aside(sides, stop, rows, seed)
     if need_forget:
-        others = {k: v for k, v in sides.records.items() if k in ("retain", "untouched", "never_seen")}
+        others = {k: v for k, v in sides.records.items() if k in (*KEPT, CALIBRATION)}
         sides.warnings = check_sides(sides.records["forget"], others)
     sides.sources = {k: {"rows": len(v), "fingerprint": fingerprint(v)} for k, v in sides.records.items()}
     return sides
+
+
+def of(settings: recipe.Recipe) -> Sides:
+    """`read` for a recipe that forgets."""
+    return read(settings.data, seed=settings.seed, task=settings.model.task, stop=settings.stop)
+
+
+def _set_aside(sides: Sides, stop: recipe.Stop, rows: Callable[[str], list[Record]], seed: int) -> None:
+    """Take the rows of a stopping rule out of the never-seen and the retained ones, whole groups.
+
+    The evaluation's never-seen rows are then none of the rule's by construction: a rule that read them would flatter
+    every number that compares with them.
+    """
+    if isinstance(stop.calibration, str):
+        sides.records[CALIBRATION] = rows(stop.calibration)
+        check_sides(sides.records[CALIBRATION], {k: v for k, v in sides.records.items() if k in KEPT})
+    elif "never_seen" in sides.records:
+        _divide(sides, "never_seen", CALIBRATION, stop.calibration, seed)
+    else:
+        raise UsageError("stop.rule needs rows that the model never saw: name data.never_seen or stop.calibration")
+    _divide(sides, "retain", WATCH, stop.watch, seed)
+
+
+def _divide(sides: Sides, side: str, new: str, share: float, seed: int) -> None:
+    whole = sides.records[side]
+    try:
+        rest, taken = split_untouched(whole, share, seed)
+    except InputRefused:
+        raise InputRefused(f"data.{side}: a single group cannot be divided for the stopping rule") from None
+    if not taken:
+        raise UsageError(f"stop: a share of {share:g} sets no rows of {side} aside: give more than 0")
+    sides.records[side], sides.records[new] = [whole[i] for i in rest], [whole[i] for i in taken]
 
 
 def encoding(data: recipe.Data, *, context: int | None = None) -> causal_lm.Encoding:
@@ -79,134 +122,61 @@ def source_of(side: str, data: recipe.Data) -> str:
     """The file of a side, for messages."""
     if side.startswith("forget_"):  # aligned rows: the line is that of the forget row
         return data.forget
+    if side == "contrast":
+        return data.retain
     if side == "untouched":
         return data.untouched if isinstance(data.untouched, str) else data.retain
     return data.utility.get(side) or getattr(data, side, None) or side
 
 
-def cut(sides: Sides, tokenizer: Any, how: causal_lm.Encoding) -> None:
-    """Replace plain text rows that are too long by pieces that fit, in place; a cut is no end, so no piece has one."""
+def cut(
+    sides: Sides, tokenizer: Any, how: causal_lm.Encoding, *, task: str = "causal_lm", long: str | None = None
+) -> None:
+    """Replace rows that are too long by pieces that fit, in place, where task or recipe say so."""
     for side, records in sides.records.items():
-        pieces = cut_records(records, tokenizer, how)
+        pieces = cut_records(records, tokenizer, how, task=task, long=long, source=side)
         if len(pieces) > len(records):
             sides.warnings.append(f"{side}: {len(records)} texts were cut into {len(pieces)} pieces")
         sides.records[side] = pieces
 
 
-def cut_records(records: Sequence[Record], tokenizer: Any, how: causal_lm.Encoding) -> list[Record]:
-    """The same for one list of rows. A last piece of a single token is left out: nothing predicts it."""
-    out: list[Record] = []
-    for record in records:
-        pieces = (
-            [record] if record.prompt is not None else causal_lm.chunk_text_records([record], tokenizer, how.max_length)
-        )
-        if len(pieces) > 1 and len(tokenizer(pieces[-1].completion)["input_ids"]) < 2:
-            pieces.pop()
-        out += pieces if len(pieces) > 1 else [record]
-    return out
+def cut_records(
+    records: Sequence[Record],
+    tokenizer: Any,
+    how: causal_lm.Encoding,
+    *,
+    task: str = "causal_lm",
+    long: str | None = None,
+    source: str = "",
+) -> list[Record]:
+    """The same for one list of rows; ``long`` is ``split``, ``refuse`` (encoding them does that) or the task's own."""
+    if (long or TASKS[task].LONG) == "refuse":
+        return list(records)
+    return TASKS[task].cut(records, tokenizer, how.max_length, source=source)
 
 
 def refuse_unfit(
-    records: Mapping[str, Sequence[Record]], tokenizer: Any, data: recipe.Data, how: causal_lm.Encoding
+    records: Mapping[str, Sequence[Record]],
+    tokenizer: Any,
+    data: recipe.Data,
+    how: causal_lm.Encoding,
+    *,
+    task: str = "causal_lm",
+    classes: Sequence[str] = (),
 ) -> None:
     """Refuse, before anything is written, a row that measuring would stumble over.
 
     Raises:
-        InputRefused: A prompt that fills the context, or an answer, paraphrase or false answer that is too long.
+        InputRefused: A prompt that fills the context, an answer, paraphrase or false answer that is too long, or a
+            class that the model does not have.
     """
     for side, rows in records.items():
-        causal_lm.sequences(rows, tokenizer, how, source=source_of(side, data))
+        TASKS[task].sequences(rows, tokenizer, how, source=source_of(side, data), **_names(classes))
 
 
-def aligned(side: str, forget: Sequence[Record], data: recipe.Data, seed: int) -> list[Record]:
-    """Rows that stand beside the forget rows: refusals and other answers, or paraphrases; drawn by (seed, row).
-
-    Raises:
-        InputRefused: A row has no alternative (or paraphrase) and the recipe names no other source.
-        UsageError: The paraphraser cannot be imported.
-    """
-    if side == "forget_alternative":
-        return _alternatives(forget, data, seed)
-    reword = _paraphraser(data.paraphrases)
-    out = []
-    for row, record in enumerate(forget):
-        if reword is None:
-            if not record.paraphrases:
-                where = f"{data.forget}:{record.line}"
-                raise InputRefused(f"{where}: no paraphrase: give one, or set data.paraphrases: rules")
-            question, answer = record.paraphrases[(seed + row) % len(record.paraphrases)]
-        else:
-            asked = _question(record)
-            question = None if asked is None else reword(asked, seed + row)
-            answer = reword(record.completion, seed + row)
-        out.append(_answering(_asking(record, question), answer))
-    return out
-
-
-def _question(record: Record) -> str | None:
-    """What is asked: the last thing the user says; None for plain text."""
-    turns = record.messages or ()
-    return next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), record.prompt)
-
-
-def _asking(record: Record, question: str | None) -> Record:
-    """The record with another question; in a chat, another last turn of the user."""
-    if question is None or record.prompt is None:
-        return record
-    if not record.messages:
-        return replace(record, prompt=question)
-    turns = list(record.messages)
-    last = max(i for i, turn in enumerate(turns) if turn["role"] == "user")
-    turns[last] = {"role": "user", "content": question}
-    return replace(record, prompt="\n".join(turn["content"] for turn in turns), messages=tuple(turns))
-
-
-def _alternatives(forget: Sequence[Record], data: recipe.Data, seed: int) -> list[Record]:
-    pool = _lines(data.alternatives) if data.alternatives else []
-    out = []
-    for row, record in enumerate(forget):
-        choices = pool or list(record.alternatives)
-        if not choices:
-            raise InputRefused(
-                f"{data.forget}:{record.line}: field 'alternatives' is missing: give other answers in the row, or a "
-                "file of refusals as data.alternatives"
-            )
-        out.append(_answering(record, random.Random(f"{seed}/{row}").choice(choices)))
-    return out
-
-
-def _lines(source: str) -> list[str]:
-    """Answers of a file: of a text file its lines, of anything else its rows."""
-    if not source.endswith(".txt"):
-        return [r.completion for r in read_records(source)]
-    try:
-        lines = [line.strip() for line in Path(source).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise InputRefused(f"{source}: no such file: check the path") from None
-    except UnicodeDecodeError:
-        raise InputRefused(f"{source}: not UTF-8: save the file as UTF-8") from None
-    if not lines:
-        raise InputRefused(f"{source}: holds no lines: write one answer per line")
-    return lines
-
-
-def _answering(record: Record, answer: str) -> Record:
-    """The record's question with another answer, and nothing else of it."""
-    return replace(record, completion=answer, paraphrases=(), false_answers=(), alternatives=())
-
-
-def _paraphraser(name: str) -> Callable[[str, int], str] | None:
-    if name == "data":
-        return None
-    if name == "rules":
-        return paraphrase.paraphrase
-    try:
-        module, function = name.split(":")
-        own = getattr(importlib.import_module(module), function)
-    except (ValueError, ImportError, AttributeError):
-        what = "neither rules, data, nor an importable module:function"
-        raise UsageError(f"data.paraphrases: {name!r} is {what}") from None
-    return lambda text, seed: own(text)
+def _names(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The class names as the functions of a task take them: classifiers need them, language models have none."""
+    return {"names": tuple(classes)} if classes else {}
 
 
 class Rows:
@@ -217,36 +187,60 @@ class Rows:
         {'forget': 0}
     """
 
-    def __init__(self, examples: dict[str, list[causal_lm.Example]], pad_id: int) -> None:
-        self.examples, self.pad_id = examples, pad_id
+    def __init__(self, examples: dict[str, list[Any]], pad_id: int, task: str = "causal_lm") -> None:
+        self.examples, self.pad_id, self.task = examples, pad_id, task
 
     @property
     def counts(self) -> dict[str, int]:
         """Rows of each side."""
         return {side: len(rows) for side, rows in self.examples.items()}
 
+    def classes_of(self, side: str, names: Sequence[str]) -> list[tuple[int, ...]]:
+        """The classes of each row, O left out."""
+        return [tuple(c for c in e.classes if names[c] != "O") for e in self.examples.get(side, [])]
+
     def batch(self, side: str, indices: Sequence[int]) -> forward.Batch:
         """The rows of a side as tensors, right-padded."""
-        made = causal_lm.collate([self.examples[side][i] for i in indices], pad_id=self.pad_id)
-        return forward.Batch(
-            made["input_ids"], made["attention_mask"], made["label_mask"].to(torch.bool), tuple(int(i) for i in indices)
-        )
+        made = TASKS[self.task].collate([self.examples[side][i] for i in indices], pad_id=self.pad_id)
+        return forward.Batch(**made, indices=tuple(int(i) for i in indices))
 
 
 def encode(
-    sides: Sides, names: Sequence[str], tokenizer: Any, data: recipe.Data, *, seed: int, context: int | None
+    sides: Sides,
+    names: Sequence[str],
+    tokenizer: Any,
+    data: recipe.Data,
+    *,
+    seed: int,
+    context: int | None,
+    task: str = "causal_lm",
+    classes: Sequence[str] = (),
 ) -> Rows:
-    """Token sequences of the named sides; aligned sides are made from the forget rows."""
+    """Token sequences of the named sides; aligned sides are made from the forget rows.
+
+    Args:
+        sides: From `read`.
+        names: The sides that the objective reads.
+        tokenizer: Of transformers.
+        data: Of the recipe.
+        seed: For aligned sides.
+        context: Longest sequence of the model, where it has one.
+        task: Of the recipe.
+        classes: The names of the classes by number, where the task has classes.
+    """
     how = encoding(data, context=context)
     examples = {}
     for name in names:
-        if name not in sides.records and name.startswith("forget_"):
-            records = aligned(name, sides.records["forget"], data, seed)
-        elif name in sides.records:
+        if name in sides.records:
             records = sides.records[name]
+        elif name == "contrast":  # the retained rows again, drawn apart from those that are trained on
+            records = sides.records["retain"]
+        elif name.startswith("forget_") and task == "causal_lm":  # other answers are a matter of text
+            records = aligning.aligned(name, sides.records["forget"], data, seed)
         else:
             raise UsageError(f"the objective reads the side {name!r}, which the recipe does not give")
         # A rewording that became too long is cut: refusing the row for it would help nobody.
         own = replace(how, truncate=True) if name == "forget_paraphrase" else how
-        examples[name] = causal_lm.encode_records(records, tokenizer, own, source=source_of(name, data))
-    return Rows(examples, pad_id=tokenizer.pad_token_id)
+        source = source_of(name, data)
+        examples[name] = TASKS[task].encode_records(records, tokenizer, own, source=source, **_names(classes))
+    return Rows(examples, pad_id=tokenizer.pad_token_id, task=task)

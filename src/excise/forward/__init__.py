@@ -6,18 +6,9 @@ and the reference from a store instead of a second model.
 """
 
 from excise.forward.anatomy import Anatomy
-from excise.forward.compute import (
-    Batch,
-    Logits,
-    PassResult,
-    Step,
-    chunked,
-    label_logp,
-    logp_of,
-    lora_factors,
-    masked_mean,
-    run_pass,
-)
+from excise.forward.batch import Batch, masked_mean
+from excise.forward.compute import Step, lora_factors
+from excise.forward.head import Logits, chunked, label_logp, logp_of
 from excise.forward.products import (
     PER_TOKEN,
     POLICY,
@@ -26,6 +17,7 @@ from excise.forward.products import (
     Product,
     Side,
     View,
+    at_labels,
     base_side,
     column,
     constant,
@@ -37,11 +29,13 @@ from excise.forward.products import (
     mask,
     passes,
     pooled,
+    row_numbers,
     seq_logp,
     token_index,
     token_logp,
     token_rows,
 )
+from excise.forward.running import PassResult, rows_seen, run_pass
 
 __all__ = [
     "PER_TOKEN",
@@ -56,6 +50,7 @@ __all__ = [
     "Side",
     "Step",
     "View",
+    "at_labels",
     "base_side",
     "chunked",
     "column",
@@ -72,6 +67,8 @@ __all__ = [
     "masked_mean",
     "passes",
     "pooled",
+    "row_numbers",
+    "rows_seen",
     "run_pass",
     "seq_logp",
     "token_index",

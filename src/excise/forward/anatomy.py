@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -10,13 +11,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-_BLOCK_LISTS = ("layers", "h", "blocks")
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+_BLOCK_LISTS = ("layers", "h", "blocks", "layer")
+_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
+_CLASSIFIERS = ("ForTokenClassification", "ForSequenceClassification")
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Where the blocks, the final norm and the head of a causal model are.
+    """Where the blocks, the final norm and the head of a model are.
+
+    A causal model has a language-model head, which is left out of a pass and evaluated where labels are. A classifier
+    (``classes`` says how many) runs its own head, which costs next to nothing; ``head`` then holds everything around
+    the encoder, and encoders that norm inside their blocks have no final ``norm``.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -28,13 +34,25 @@ class Anatomy:
 
     owner: nn.Module
     blocks_name: str
-    norm: nn.Module
+    norm: nn.Module | None
     head: nn.Module
     softcap: float | None = None
     scale: float = 1.0
+    classes: int | None = None
+    caches: bool = True
+
+    @property
+    def shift(self) -> int:
+        """How far to the left of a label the state stands that predicts it."""
+        return 0 if self.classes else 1
 
     def logits(self, states: Tensor) -> Tensor:
-        """``[..., V]`` logits of normed states, with the model's soft cap (Gemma 2) and scale (Cohere, Granite)."""
+        """``[..., V]`` logits of normed states, with the model's soft cap (Gemma 2) and scale (Cohere, Granite).
+
+        A classifier's are made in the pass: here they are returned as they are.
+        """
+        if self.classes:
+            return states
         out = self.head(states)
         if self.scale != 1.0:
             out = out * self.scale
@@ -44,7 +62,9 @@ class Anatomy:
     def matrix(self) -> Tensor | None:
         """``[V, D]`` the head as one matrix, where it is nothing else: no bias, adapter, hook, shard or cap."""
         head = self.head
-        if type(head) is not nn.Linear or head.bias is not None or type(head.weight) is not nn.Parameter:
+        if self.classes or type(head) is not nn.Linear:
+            return None
+        if head.bias is not None or type(head.weight) is not nn.Parameter:
             return None
         changed = "forward" in head.__dict__ or head._forward_hooks or head._forward_pre_hooks or head._backward_hooks
         return None if changed or self.softcap is not None or self.scale != 1.0 else head.weight
@@ -57,7 +77,7 @@ class Anatomy:
     @property
     def vocabulary(self) -> int:
         """Number of logits."""
-        return int(cast(Tensor, self.head.weight).shape[0])
+        return self.classes or int(cast(Tensor, self.head.weight).shape[0])
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -74,18 +94,19 @@ class Anatomy:
         """Find the parts, through PEFT and distributed wrappers.
 
         Raises:
-            ValueError: The model has no list of blocks, no final norm or no language-model head.
+            ValueError: The model has no list of blocks, or no head that is known: a language model's (with a final
+                norm before it), or that of token or sequence classification.
         """
+        for inner in model.modules():
+            if type(inner).__name__.endswith(_CLASSIFIERS):
+                return _of_classifier(inner)
         head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         config = getattr(model, "config", None)
         cap = getattr(config, "final_logit_softcapping", None)
         times, over = (float(getattr(config, name, None) or 1.0) for name in ("logit_scale", "logits_scaling"))
-        for owner in model.modules():
-            for name in _BLOCK_LISTS:
-                blocks = getattr(owner, name, None)
-                norm = next((getattr(owner, n) for n in _NORMS if isinstance(getattr(owner, n, None), nn.Module)), None)
-                if isinstance(blocks, nn.ModuleList) and norm is not None and head is not None:
-                    return Anatomy(owner, name, norm, head, cap, times / over)
+        for owner, name, norm in _block_lists(model):
+            if norm is not None and head is not None:
+                return Anatomy(owner, name, norm, head, cap, times / over)
         raise ValueError(f"{type(model).__name__}: no transformer blocks, final norm or language-model head found")
 
     def layer(self, index: int) -> int:
@@ -95,6 +116,26 @@ class Anatomy:
     def block(self, index: int) -> int:
         """A block number from 0 to ``depth - 1``, from one that may be negative."""
         return index + self.depth if index < 0 else index
+
+
+def _block_lists(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module | None]]:
+    """Every list of blocks: the module that owns it, its name there, and the norm beside it."""
+    for owner in model.modules():
+        for name in _BLOCK_LISTS:
+            if isinstance(getattr(owner, name, None), nn.ModuleList):
+                norms = (getattr(owner, n, None) for n in _NORMS)
+                yield owner, name, next((norm for norm in norms if isinstance(norm, nn.Module)), None)
+
+
+def _of_classifier(model: nn.Module) -> Anatomy:
+    """The parts of transformers' token or sequence classifiers."""
+    encoder = getattr(model, cast(str, model.base_model_prefix), None)
+    found = next(_block_lists(encoder), None) if isinstance(encoder, nn.Module) else None
+    if found is None:
+        raise ValueError(f"{type(model).__name__}: no transformer blocks found")
+    around = nn.ModuleList([part for part in model.children() if part is not encoder])
+    caches = "use_cache" in inspect.signature(model.forward).parameters  # decoders, which keep keys and values if let
+    return Anatomy(*found, head=around, classes=int(cast(Any, model).config.num_labels), caches=caches)
 
 
 @dataclass
@@ -117,10 +158,10 @@ def block_input(call: tuple[tuple, dict]) -> Tensor:
 def recording(anatomy: Anatomy, record_blocks: set[int], stop: int | None) -> Iterator[Recorder]:
     """Watch a pass; with ``stop`` the blocks from there on are left out.
 
-    The head is kept from running: the states it would read are what we want, and the caller evaluates the head where
-    labels are. Its stand-in returns one column, so that whatever the model does with "logits" costs nothing.
+    A language-model head is kept from running: the states it would read are what we want, and the caller evaluates the
+    head where labels are. Its stand-in returns one column, so that whatever the model does with "logits" costs nothing.
     """
-    recorder, handles, blocks = Recorder(), [], anatomy.blocks
+    recorder, blocks = Recorder(), anatomy.blocks
 
     def on_block(index: int) -> Callable:
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -129,31 +170,59 @@ def recording(anatomy: Anatomy, record_blocks: set[int], stop: int | None) -> It
 
         return hook
 
+    handles = [
+        blocks[index].register_forward_pre_hook(on_block(index), with_kwargs=True) for index in sorted(record_blocks)
+    ]
+    handles += _watch_end(anatomy, recorder, blocks[(len(blocks) if stop is None else stop) - 1])
+    if stop is not None:
+        setattr(anatomy.owner, anatomy.blocks_name, blocks[:stop])
+    try:
+        with contextlib.nullcontext() if anatomy.classes else _without_head(anatomy.head, recorder):
+            yield recorder
+    finally:
+        recorder.open = False
+        if stop is not None:
+            setattr(anatomy.owner, anatomy.blocks_name, blocks)
+        for handle in handles:
+            handle.remove()
+
+
+def _watch_end(anatomy: Anatomy, recorder: Recorder, last: nn.Module) -> list[Any]:
+    """Hooks that keep what comes out of the last block that runs, before and after the final norm."""
+
     def before_norm(_module: nn.Module, args: tuple) -> None:
         if recorder.open:
             recorder.final = args[0]
+
+    def after_norm(_module: nn.Module, _args: tuple, out: Tensor) -> None:
+        if recorder.open:
+            recorder.normed = out
+
+    def after_block(_module: nn.Module, _args: tuple, out: Any) -> None:
+        if recorder.open:
+            recorder.final = recorder.normed = out[0] if isinstance(out, tuple) else out
+
+    if anatomy.norm is None:
+        return [last.register_forward_hook(after_block)]
+    handles = [anatomy.norm.register_forward_pre_hook(before_norm)]
+    return handles + ([anatomy.norm.register_forward_hook(after_norm)] if anatomy.classes else [])
+
+
+@contextlib.contextmanager
+def _without_head(head: nn.Module, recorder: Recorder) -> Iterator[None]:
+    """Keep what a language-model head is given, and do not run it."""
 
     def stand_in(states: Tensor) -> Tensor:
         if recorder.open:
             recorder.normed = states
         return states[..., :1]
 
-    for index in sorted(record_blocks):
-        handles.append(blocks[index].register_forward_pre_hook(on_block(index), with_kwargs=True))
-    handles.append(anatomy.norm.register_forward_pre_hook(before_norm))
-    if stop is not None:
-        setattr(anatomy.owner, anatomy.blocks_name, blocks[:stop])
-    own_forward = anatomy.head.__dict__.get("forward")
-    anatomy.head.forward = stand_in
+    own_forward = head.__dict__.get("forward")
+    head.forward = stand_in
     try:
-        yield recorder
+        yield
     finally:
-        recorder.open = False
         if own_forward is None:
-            del anatomy.head.forward
+            del head.forward
         else:
-            anatomy.head.forward = own_forward
-        if stop is not None:
-            setattr(anatomy.owner, anatomy.blocks_name, blocks)
-        for handle in handles:
-            handle.remove()
+            head.forward = own_forward

@@ -73,19 +73,29 @@ def token_rows(side: Side) -> Product:
     return Product("token_rows", side)
 
 
+def row_numbers(side: Side) -> Product:
+    """``[n]`` int64: the number of each label token's row within its side, whatever batch it stands in."""
+    return Product("row_numbers", side)
+
+
 def token_index(side: Side) -> Product:
     """``[n]`` int64: the place of each label token in its answer, from 0."""
     return Product("token_index", side)
 
 
 def labels(side: Side) -> Product:
-    """``[n]`` int64: the label tokens."""
+    """``[n]`` int64: the label tokens, or a classifier's classes."""
     return Product("labels", side)
 
 
 def hidden(side: Side, layer: int, model: str = POLICY) -> Product:
     """``[B, T, D]`` hidden states at ``layer``."""
     return Product("hidden", side, model, layer)
+
+
+def at_labels(side: Side, layer: int, model: str = POLICY) -> Product:
+    """``[n, D]`` states at ``layer`` that predict each label, rows one after the other."""
+    return Product("at_labels", side, model, layer)
 
 
 def pooled(side: Side, layer: int, pooling: str = "attended", model: str = POLICY) -> Product:
@@ -114,10 +124,10 @@ def lora(which: str) -> Product:
 
 
 FROM_HEAD = {"token_logp", "seq_logp", "logits"}
-FROM_STATES = {"hidden", "pooled"}
-FROM_BATCH = {"label_count", "token_rows", "token_index", "labels", "mask", "column"}
+FROM_STATES = {"hidden", "pooled", "at_labels"}
+FROM_BATCH = {"label_count", "token_rows", "row_numbers", "token_index", "labels", "mask", "column"}
 #: Products with one entry per label token, rows one after the other.
-PER_TOKEN = frozenset({"token_logp", "logits", "token_rows", "token_index", "labels"})
+PER_TOKEN = frozenset({"token_logp", "logits", "token_rows", "row_numbers", "token_index", "labels", "at_labels"})
 
 
 def base_side(side: Side | None) -> str | None:

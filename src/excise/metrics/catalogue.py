@@ -7,12 +7,13 @@ results use them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 Direction = Literal["up", "down", "gold"]
-Source = Literal["tables", "states", "attack"]
+Source = Literal["tables", "states", "attack", "choices"]
 
 _NEAR = "near the gold: like a model that never saw the forget rows"
 
@@ -29,8 +30,8 @@ class Metric:
         direction: "up", "down" or "gold".
         citation: paper and arXiv id; "ours" where there is none.
         sides: row sets it reads.
-        source: "tables" (from saved scores), "states" (from hidden states) or "attack" (from a changed copy of the
-            model).
+        source: "tables" (from saved scores), "states" (from hidden states), "attack" (from a changed copy of the
+            model) or "choices" (multiple-choice tasks, named in the recipe or on the command line).
         needs_gold: the number itself compares with the gold and does not exist without it.
         against_gold: what to say of its distance from the gold.
 
@@ -230,7 +231,27 @@ METRICS: Mapping[str, Metric] = {
         "How likely forgotten answers become again after a few training steps on other forgotten rows.",
         _SHARE, "gold", "Hu et al., arXiv:2406.13356", ("forget",), "attack",
         against_gold="above the gold: the knowledge was hidden rather than removed"),
+    "mcq_accuracy": Metric(
+        "mcq_accuracy", "Multiple-choice accuracy",
+        "Share of multiple-choice questions whose right letter is the one the model finds most likely; guessing gives "
+        "the chance level named beside it.",
+        _SHARE, "gold", "WMDP, arXiv:2403.03218; MMLU, arXiv:2009.03300", ("tasks",), "choices",
+        against_gold="above the gold: still known; below chance: right answers are avoided, which shows what they are"),
 }  # fmt: skip
+
+
+def find(name: str) -> Metric | None:
+    """The metric of a number: ``mcq_accuracy/TASK`` (and ``/TASK/PART``) is that of its family; None for a stranger.
+
+    Example:
+        >>> find("mcq_accuracy/wmdp_bio").title, find("nothing")
+        ('Multiple-choice accuracy: wmdp_bio', None)
+    """
+    family, _, part = name.partition("/")
+    metric = METRICS.get(family)
+    if metric is None or not part:
+        return metric
+    return dataclasses.replace(metric, name=name, title=f"{metric.title}: {part.replace('/', ', ')}")
 
 
 def label(name: str, entry: Mapping[str, object] | None = None) -> str:
@@ -249,4 +270,5 @@ def label(name: str, entry: Mapping[str, object] | None = None) -> str:
     if entry is not None and entry.get("complete") is False:
         prefix = "Utility" if name == "model_utility" else f"{METRICS[name].title}, utility"
         return f"{prefix} over {entry.get('parts')} parts (not the nine of TOFU)"
-    return METRICS[name].title
+    metric = find(name)
+    return metric.title if metric else name.replace("_", " ")

@@ -219,7 +219,7 @@ def _tables(
     sides: Mapping[str, Sequence[Record]],
     eos: int,
 ) -> dict[str, Table]:
-    groups = _group_ids(sides)
+    groups = group_ids(sides)
     owners: dict[str, list[int]] = {side: [] for side in sides}
     for i, item in enumerate(items):
         owners[item.side].append(i)
@@ -254,7 +254,7 @@ def _compressed_sizes(mine: Sequence[_Sequence], records: Sequence[Record]) -> l
     return [len(compress(next(answers[s.row]).encode("utf-8", "replace"))) for s in mine]
 
 
-def _group_ids(sides: Mapping[str, Sequence[Record]]) -> dict[str, NDArray[np.int32]]:
+def group_ids(sides: Mapping[str, Sequence[Record]]) -> dict[str, NDArray[np.int32]]:
     """Numbers for groups, the same over all sides, for the sides that have any; names do not enter tables."""
     names = sorted({r.group for records in sides.values() for r in records if r.group is not None})
     number = {name: i for i, name in enumerate(names)}

@@ -258,6 +258,7 @@ _FROM_TABLES: dict[str, Callable[[_Bench], Entry]] = {
 _ELSEWHERE = {
     "states": "needs hidden states, which saved tables do not hold: it is measured while the model is loaded",
     "attack": "needs an attack on a copy of the model",
+    "choices": "no multiple-choice tasks were named",
 }
 
 

@@ -19,7 +19,7 @@ from excise.metrics.statistics import bootstrap_counts, bootstrap_means, interva
 
 Entry = dict[str, Any]
 States = Mapping[str, Mapping[int, NDArray]]
-MAPPED = ("forget", "untouched", "retain", "never_seen")
+MAPPED = ("forget", "untouched", "retain", "never_seen", "outside")
 MOST_POINTS = 300
 _NORMAL = 1.959964
 

@@ -197,6 +197,23 @@ def interval(samples: Floats, level: float = 0.95) -> tuple[float, float] | tupl
     return float(low), float(high)
 
 
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a share by the score test (Wilson 1927): inside 0 to 1, and honest at 0 and at n successes.
+
+    Example:
+        >>> [round(bound, 4) for bound in wilson(5, 10)], [round(bound, 4) for bound in wilson(0, 10)]
+        ([0.2366, 0.7634], [0.0, 0.2775])
+    """
+    from scipy import stats
+
+    if n < 1:
+        return math.nan, math.nan
+    z, share = float(stats.norm.ppf(0.5 + level / 2)), successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding at 0 and n
+
+
 def permutation_p(
     x: ArrayLike, y: ArrayLike, statistic: Callable[[NDArray, NDArray], float], *, resamples: int = 999, seed: int = 0
 ) -> float:

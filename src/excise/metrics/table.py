@@ -2,11 +2,13 @@
 
 A table holds no text and no token ids, only scores: sequences (the answer, its paraphrases, false answers) belong to
 rows, tokens belong to sequences through ``offsets``. Foreign logs that know no tokens give ``mean_nll`` and ``tokens``
-instead.
+instead. Of a classifier the labels stand in the place of tokens, with the class of each and the class that the model
+gives; the names of the classes are those in the model's own config.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "hit": ("token", "bool"),
     "mu": ("token", "float32"),
     "sigma": ("token", "float32"),
+    "gold_class": ("token", "int16"),
+    "predicted_class": ("token", "int16"),
     "rouge_l_recall": ("row", "float32"),
     "rouge_l_f1": ("row", "float32"),
     "rouge1_recall": ("row", "float32"),
@@ -59,6 +63,7 @@ class Table:
         columns: name -> array, see ``COLUMNS``. Required: ``row`` and ``kind``, and either ``offsets``, ``logp`` and
             ``eos`` or ``mean_nll``. Natural-log probabilities; NaN is allowed only in columns per row and means "not
             measured".
+        classes: a classifier's classes, by number; ``gold_class`` and ``predicted_class`` count in them.
 
     Example:
         >>> import numpy as np
@@ -71,6 +76,7 @@ class Table:
     side: str
     rows: int
     columns: dict[str, NDArray] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     @property
     def sequences(self) -> int:
@@ -117,7 +123,8 @@ def check(table: Table, where: str = "") -> Table:
         raise InputRefused(f"{place}column {missing[0]!r} is missing: measure the model again")
     _check_sizes(columns, table.rows, place)
     _check_values(columns, table.rows, place)
-    return Table(table.side, table.rows, columns)
+    _check_classes(columns, len(table.classes), place)
+    return Table(table.side, table.rows, columns, tuple(table.classes))
 
 
 def _check_sizes(columns: dict[str, NDArray], rows: int, place: str) -> None:
@@ -149,6 +156,15 @@ def _check_values(columns: dict[str, NDArray], rows: int, place: str) -> None:
             raise InputRefused(f"{place}column {name!r} holds an infinite value: measure again")
 
 
+def _check_classes(columns: dict[str, NDArray], number: int, place: str) -> None:
+    for name in ("gold_class", "predicted_class"):
+        values = columns.get(name)
+        if (values is None) != (number == 0):
+            raise InputRefused(f"{place}column {name!r} and the names of the classes belong together: measure again")
+        if values is not None and len(values) and (values.min() < 0 or values.max() >= number):
+            raise InputRefused(f"{place}column {name!r} names none of the {number} classes: measure again")
+
+
 def save(table: Table, path: str | os.PathLike[str]) -> None:
     """Write a checked table as safetensors, replacing the file in one step.
 
@@ -163,7 +179,8 @@ def save(table: Table, path: str | os.PathLike[str]) -> None:
     columns = {name: np.ascontiguousarray(values) for name, values in check(table).columns.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".part")
-    save_file(columns, staged, metadata={"format": FORMAT, "side": table.side, "rows": str(table.rows)})
+    named = {"classes": json.dumps(table.classes)} if table.classes else {}
+    save_file(columns, staged, metadata={"format": FORMAT, "side": table.side, "rows": str(table.rows), **named})
     os.replace(staged, path)
 
 
@@ -184,4 +201,14 @@ def load(path: str | os.PathLike[str]) -> Table:
         raise InputRefused(f"{path}: not a readable safetensors file: copy it again or evaluate again") from None
     if meta.get("format") != FORMAT or "side" not in meta or not meta.get("rows", "").isdigit():
         raise InputRefused(f"{path}: not a table of format {FORMAT}: evaluate again with this version")
-    return check(Table(meta["side"], int(meta["rows"]), columns), str(path))
+    return check(Table(meta["side"], int(meta["rows"]), columns, _names(meta.get("classes"), path)), str(path))
+
+
+def _names(text: str | None, path: Path) -> tuple[str, ...]:
+    try:
+        names = json.loads(text) if text else []
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputRefused(f"{path}: the names of its classes cannot be read: evaluate again")
+    return tuple(names)

@@ -12,8 +12,11 @@ import re
 from collections.abc import Callable, Mapping
 
 from excise.objectives.forget import altpo, dpo, ga, idk_nll, npo, satimp, simnpo, wga
+from excise.objectives.forget_class import bad_teacher, relabel
 from excise.objectives.forget_wide import ceu, ihl, pdu, rmu, rmu_direction, undial
 from excise.objectives.regularise import clreg
+from excise.objectives.regularise_class import deepcut, deepcut_cautions
+from excise.objectives.regularise_lora import rol
 from excise.objectives.retain import kl, nll, primal_dual, rmu_retain
 from excise.objectives.term import Dual, Ramp, Term, Weight
 
@@ -47,6 +50,8 @@ FORGET: Mapping[str, Factory] = {
     "pdu": pdu,
     "ceu": ceu,
     "rmu": rmu,
+    "relabel": relabel,
+    "bad_teacher": bad_teacher,
 }
 
 RETAIN: Mapping[str, Factory] = {
@@ -58,6 +63,8 @@ RETAIN: Mapping[str, Factory] = {
 
 REGULARISE: Mapping[str, Factory] = {
     "clreg": clreg,
+    "deepcut": deepcut,
+    "rol": rol,
 }
 
 __all__ = [
@@ -69,6 +76,7 @@ __all__ = [
     "Ramp",
     "Term",
     "Weight",
+    "deepcut_cautions",
     "rmu_direction",
     "source_of",
 ]

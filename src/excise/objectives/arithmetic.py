@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from excise.errors import UsageError
@@ -18,6 +19,16 @@ def upcast(values: Tensor) -> Tensor:
         torch.float32
     """
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def unit_rows(vectors: Tensor) -> Tensor:
+    """The same directions with length 1, in at least single precision (ours).
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0]])).norm().item()
+        1.0
+    """
+    return F.normalize(upcast(vectors), dim=-1, eps=1e-8)
 
 
 def row_means(values: Tensor, where: Tensor) -> Tensor:

@@ -18,15 +18,11 @@ from torch import Tensor
 
 from excise.errors import UsageError
 from excise.forward import Product, View, pooled
-from excise.objectives.arithmetic import above_zero, one_of, upcast
+from excise.objectives.arithmetic import above_zero, one_of, unit_rows, upcast
 from excise.objectives.term import Dual, Ramp, Term, Weight
 
 #: A pair counts as saturated when its gradient factor 2 sigmoid(-delta / tau) is below this share of its maximum 2.
 SATURATED = 0.01
-
-
-def _units(vectors: Tensor) -> Tensor:
-    return F.normalize(upcast(vectors), dim=-1, eps=1e-8)
 
 
 def contrast_rows(
@@ -77,9 +73,9 @@ def contrast_rows(
 
 def _cosines(anchor: Tensor, views: Sequence[Tensor], negative: Tensor) -> tuple[Tensor, Tensor]:
     """``[B, P]`` anchor to its views, ``[B, R]`` anchor to the negatives."""
-    own = _units(anchor)
-    to_views = torch.stack([(own * _units(view)).sum(-1) for view in views], dim=1)
-    return to_views, own @ _units(negative).T
+    own = unit_rows(anchor)
+    to_views = torch.stack([(own * unit_rows(view)).sum(-1) for view in views], dim=1)
+    return to_views, own @ unit_rows(negative).T
 
 
 def _views_of(position: int, views: Sequence[Tensor], layers: int) -> list[Tensor]:
@@ -135,7 +131,7 @@ def clreg_rows(
 
 def _mean_pairwise(vectors: Tensor) -> Tensor:
     """Mean cosine over the pairs of distinct rows, from the length of the rows' sum."""
-    units = _units(vectors)
+    units = unit_rows(vectors)
     n = len(units)
     return (units.sum(0).square().sum() - units.square().sum()) / (n * (n - 1))
 

@@ -64,18 +64,25 @@ class Term:
 
     ``fn`` sees nothing but the tensors that ``inputs`` names, so what a step costs is known before a model loads.
     It returns one value per row or per label token of the side ``over``; the engine takes the mean over the whole
-    accumulation window and all ranks, and leaves out rows that only pad a batch.
+    accumulation window and all ranks, and leaves out rows that only pad a batch. A term ``per="step"`` is a property
+    of the weights and reads no side: it returns one number, which counts once in every optimizer step (those that only
+    retain included), whatever the accumulation and the number of ranks.
 
     Attributes:
         name: How logs and the report call it.
         fn: Pure function of the tensors named in ``inputs``.
         inputs: Parameter of ``fn`` -> what feeds it; a tuple of products arrives as a tuple of tensors.
-        over: The side whose rows or label tokens the values belong to.
-        per: ``"row"`` (values ``[B]``) or ``"token"`` (values ``[n]``).
+        over: The side whose rows or label tokens the values belong to; None for ``per="step"``.
+        per: ``"row"`` (values ``[B]``), ``"token"`` (values ``[n]``) or ``"step"`` (a value without axes).
         weight: A number, a `Ramp`, or a `Dual`.
         batch_coupled: A row's value depends on the other rows of the batch (in-batch contrast).
         gathered: Parameters that are gathered from all ranks, with gradient.
         monitor: Named scalars to log, from the same tensors, without gradient.
+        counts: How much each value counts in the mean, ``[B]`` or ``[n]`` and never below 0, from those of the inputs
+            that cost no pass; None: each as one. The engine divides by the sum of it.
+
+    Raises:
+        ValueError: ``over`` is missing, or is named (or a side is read) by a term ``per="step"``.
 
     Example:
         >>> from excise.forward import token_logp
@@ -86,12 +93,20 @@ class Term:
     name: str
     fn: Callable[..., Tensor]
     inputs: Mapping[str, Product | tuple[Product, ...]]
-    over: str
-    per: Literal["row", "token"] = "row"
+    over: str | None = None
+    per: Literal["row", "token", "step"] = "row"
     weight: Weight = 1.0
     batch_coupled: bool = False
     gathered: frozenset[str] = frozenset()
     monitor: Callable[..., dict[str, Tensor]] | None = None
+    counts: Callable[..., Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        sides = {p.side for p in self.needs()} - {None}
+        if self.per == "step" and (self.over is not None or sides):
+            raise ValueError(f"the term {self.name!r} counts once per step: it has no rows, so it can read no side")
+        if self.per != "step" and self.over is None:
+            raise ValueError(f"the term {self.name!r} has values per {self.per}: name the side that they are of (over)")
 
     def needs(self) -> list[Product]:
         """Every product that this term reads, tuples unrolled."""

@@ -7,12 +7,27 @@ from __future__ import annotations
 
 import itertools
 
-from excise.errors import UsageError
+from excise.records import choices as _choices
 from excise.records import source as _source
+from excise.records.choices import Question, as_record, read_questions
+from excise.records.labelled import read_labelled
 from excise.records.row import Record, record
 from excise.records.sides import check_sides, fingerprint, near_duplicates, split_untouched
+from excise.records.tagged import read_tagged
 
-__all__ = ["Record", "read_records", "check_sides", "fingerprint", "near_duplicates", "split_untouched"]
+__all__ = [
+    "Record",
+    "Question",
+    "as_record",
+    "read_records",
+    "read_questions",
+    "read_tagged",
+    "read_labelled",
+    "check_sides",
+    "fingerprint",
+    "near_duplicates",
+    "split_untouched",
+]
 
 
 def read_records(source: str, *, limit: int | None = None) -> list[Record]:
@@ -37,14 +52,11 @@ def read_records(source: str, *, limit: int | None = None) -> list[Record]:
         ...     read_records(f.name)[0].completion
         'A. Nobody.'
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit must be at least 1, not {limit}")
-    source = str(source)
-    name = " ".join(source.split())  # a message is one line, whatever the path
+    source, name = str(source), _source.shown(source, limit)
     records: list[Record] = []
     first = ""
     for line, row in itertools.islice(_source.rows(source, name), limit):
-        made, kind = record(row, f"{name}:{line}", line)
+        made, kind = _row(row, f"{name}:{line}", line)
         first = first or kind
         if kind != first:
             what = f"this row is {kind}, the rows before it are {first}: use one format per file"
@@ -53,3 +65,10 @@ def read_records(source: str, *, limit: int | None = None) -> list[Record]:
     if not records:
         _source.refuse(name, "holds no rows: write one JSON object per line")
     return records
+
+
+def _row(row: object, where: str, line: int) -> tuple[Record, str]:
+    """A row of any format; a multiple-choice question becomes its prompt and the right letter."""
+    if _choices.is_question(row):
+        return as_record(_choices.question(row, where, line)), "a multiple-choice question"
+    return record(row, where, line)

@@ -30,6 +30,8 @@ class Record:
         alternatives: Plausible other answers to train towards (AltPO).
         group: Person or author, where given: rows of one group stay together in splits.
         line: Line in the file, from 1.
+        tokens: Tagged sentences: the words; ``completion`` is these, joined by blanks.
+        tags: The class of each word (IOB2), or of a labelled text its one class.
     """
 
     prompt: str | None
@@ -40,6 +42,8 @@ class Record:
     alternatives: tuple[str, ...] = ()
     group: str | None = None
     line: int = 0
+    tokens: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 def record(row: Any, where: str, line: int) -> tuple[Record, str]:
@@ -61,9 +65,9 @@ def record(row: Any, where: str, line: int) -> tuple[Record, str]:
         messages, completion = _turns(row["messages"], where)
         prompt = "\n".join(turn["content"] for turn in messages)
     elif kind == "text":
-        completion = _text(row["text"], "text", where)
+        completion = as_text(row["text"], "text", where)
     else:
-        prompt, completion = (_text(row[field], field, where) for field in FORMATS[kind])
+        prompt, completion = (as_text(row[field], field, where) for field in FORMATS[kind])
     made = Record(
         prompt=prompt,
         completion=completion,
@@ -71,19 +75,19 @@ def record(row: Any, where: str, line: int) -> tuple[Record, str]:
         paraphrases=_paraphrases(row, completion, where),
         false_answers=_either(row, "false_answers", "perturbed_answer", where),
         alternatives=_texts(row, "alternatives", where),
-        group=_group(row, where),
+        group=group_of(row, where),
         line=line,
     )
     return made, kind
 
 
-def _text(value: Any, field: str, where: str) -> str:
+def as_text(value: Any, field: str, where: str) -> str:
     """A string with something in it, or one line that says why not."""
     if value is None:
         refuse(where, f"field {field!r} is null: give the text, or leave the row out")
     if not isinstance(value, str):
         hint = "put chat turns in 'messages'" if field in ("prompt", "completion") else "write text in quotes"
-        refuse(where, f"field {field!r} is {_kind(value)}, not a string: {hint}")
+        refuse(where, f"field {field!r} is {kind_of(value)}, not a string: {hint}")
     if not value.strip():
         refuse(where, f"field {field!r} is empty: give the text, or leave the row out")
     if "\0" in value:
@@ -91,7 +95,8 @@ def _text(value: Any, field: str, where: str) -> str:
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
     names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return names.get(type(value), "of another type")
 
@@ -107,7 +112,7 @@ def _turns(value: Any, where: str) -> tuple[tuple[dict[str, str], ...], str]:
             refuse(where, f"field '{at}' needs 'role' and 'content': add them")
         if turn["role"] not in _ROLES or (turn["role"] == "system" and number > 1):
             refuse(where, f"field '{at}.role' must be user or assistant (system only first): correct it")
-        turns.append({"role": turn["role"], "content": _text(turn["content"], f"{at}.content", where)})
+        turns.append({"role": turn["role"], "content": as_text(turn["content"], f"{at}.content", where)})
     if turns[-1]["role"] != "assistant":
         refuse(where, "field 'messages' must end with an assistant turn: that is the text to forget or keep")
     if not any(turn["role"] == "user" for turn in turns):
@@ -120,8 +125,8 @@ def _texts(row: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
     if field not in row:
         return ()
     if isinstance(row[field], list):
-        return tuple(_text(value, f"{field}[{i}]", where) for i, value in enumerate(row[field], 1))
-    return (_text(row[field], field, where),)
+        return tuple(as_text(value, f"{field}[{i}]", where) for i, value in enumerate(row[field], 1))
+    return (as_text(row[field], field, where),)
 
 
 def _either(row: Mapping[str, Any], field: str, other: str, where: str) -> tuple[str, ...]:
@@ -140,22 +145,23 @@ def _paraphrases(row: Mapping[str, Any], completion: str, where: str) -> tuple[t
     out = [(questions[i % len(questions)], answers[i % len(answers)]) for i in range(size)]
     extra = row.get("paraphrases", [])
     if not isinstance(extra, list):
-        refuse(where, f"field 'paraphrases' is {_kind(extra)}, not a list: write a list of texts or of pairs")
+        refuse(where, f"field 'paraphrases' is {kind_of(extra)}, not a list: write a list of texts or of pairs")
     for number, value in enumerate(extra, 1):
         at = f"paraphrases[{number}]"
         if isinstance(value, dict):
-            question = _text(value["question"], f"{at}.question", where) if "question" in value else None
-            out.append((question, _text(value.get("answer"), f"{at}.answer", where)))
+            question = as_text(value["question"], f"{at}.question", where) if "question" in value else None
+            out.append((question, as_text(value.get("answer"), f"{at}.answer", where)))
         else:
-            out.append((None, _text(value, at, where)))
+            out.append((None, as_text(value, at, where)))
     return tuple(out)
 
 
-def _group(row: Mapping[str, Any], where: str) -> str | None:
+def group_of(row: Mapping[str, Any], where: str) -> str | None:
+    """The person or author of a row, where one is given."""
     if "group" in row and "author" in row:
         refuse(where, "fields 'group' and 'author' mean the same: keep one")
     for field in ("group", "author"):
         if field in row:
             value = row[field]
-            return str(value) if type(value) is int else _text(value, field, where)
+            return str(value) if type(value) is int else as_text(value, field, where)
     return None

@@ -19,7 +19,7 @@ _SHOWN = 5  # pairs of line numbers named in a message
 
 
 def fingerprint(records: Iterable[Record]) -> str:
-    """SHA-256 over the rows in order, as canonical JSON; line numbers do not count.
+    """SHA-256 over the rows in order, as canonical JSON; line numbers do not count; words and classes do, if any.
 
     Example:
         >>> fingerprint([Record("q", "a", line=1)]) == fingerprint([Record("q", "a", line=7)])
@@ -27,7 +27,8 @@ def fingerprint(records: Iterable[Record]) -> str:
     """
     digest = hashlib.sha256()
     for r in records:
-        row = [r.prompt, r.completion, r.messages, r.paraphrases, r.false_answers, r.alternatives, r.group]
+        texts = [r.prompt, r.completion, r.messages, r.paraphrases, r.false_answers, r.alternatives, r.group]
+        row = [*texts, r.tokens, r.tags] if r.tokens or r.tags else texts
         digest.update(json.dumps(row, ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
 

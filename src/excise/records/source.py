@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 from excise.errors import InputRefused, UsageError
 
 # Names that a message may repeat, and columns that a table leaves empty.
-_REQUIRED = {"prompt", "completion", "question", "answer", "messages", "role", "content", "text"}
+_REQUIRED = {"prompt", "completion", "question", "answer", "messages", "role", "content", "text", "tokens",
+             "ner_tags", "tags", "label"}  # fmt: skip
 _OPTIONAL = {"paraphrased_question", "paraphrased_answer", "paraphrases", "perturbed_answer", "false_answers",
              "alternatives", "group", "author"}  # fmt: skip
 _NAMED = _REQUIRED | _OPTIONAL
@@ -28,6 +29,13 @@ def refuse(where: str, what: str) -> NoReturn:
     raise InputRefused(f"{where}: {what}") from None
 
 
+def shown(source: str, limit: int | None) -> str:
+    """A source as messages show it, one line whatever the path; the limit of a reader is checked with it."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, not {limit}")
+    return " ".join(str(source).split())
+
+
 def rows(source: str, name: str) -> Iterator[tuple[int, Any]]:
     """Line number and decoded JSON of every row.
 
@@ -38,12 +46,17 @@ def rows(source: str, name: str) -> Iterator[tuple[int, Any]]:
     return _hub_rows(source, name) if source.startswith("hub:") else _file_rows(source, name)
 
 
-def _file_rows(source: str, name: str) -> Iterator[tuple[int, Any]]:
-    """Line number and decoded JSON of every row of a file of JSON lines or of one JSON array."""
+def text_lines(source: str, name: str) -> Iterator[tuple[int, str]]:
+    """Number and text of every line of a file, blank ones too, checked as in `rows`."""
     path = Path(source).expanduser()
     if not path.is_file():
         refuse(name, "no such file: check the path (data sets of the hub begin with hub:)")
-    lines = _lines(path, name)
+    return _lines(path, name)
+
+
+def _file_rows(source: str, name: str) -> Iterator[tuple[int, Any]]:
+    """Line number and decoded JSON of every row of a file of JSON lines or of one JSON array."""
+    lines = ((line, text) for line, text in text_lines(source, name) if text.strip())
     for line, text in lines:
         if text.lstrip().startswith("["):
             rest = [text]
@@ -58,7 +71,7 @@ def _file_rows(source: str, name: str) -> Iterator[tuple[int, Any]]:
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that is not blank, checked byte by byte before anything is parsed."""
+    """Number and text of every line, checked byte by byte before anything is parsed."""
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
@@ -77,8 +90,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
                     text = data.decode("utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
                     refuse(f"{name}:{line}", f"byte {error.start + 1} is not UTF-8: save the file as UTF-8")
-                if text.strip():
-                    yield line, text
+                yield line, text
     except (EOFError, zlib.error, gzip.BadGzipFile):
         refuse(f"{name}:{line + 1}", "the compressed file is cut off or damaged: copy it again")
     except OSError as error:
@@ -161,7 +173,10 @@ def _array(text: str, line: int, name: str) -> Iterator[tuple[int, Any]]:
 
 
 def _hub_rows(source: str, name: str) -> Iterator[tuple[int, Any]]:
-    """Rows of a data set on the hub; empty cells of optional columns are left out, since a table has no other way."""
+    """Rows of a data set on the hub, class numbers as the names that the data set gives them.
+
+    Empty cells of optional columns are left out, since a table has no other way.
+    """
     owned, config, split = [*source.removeprefix("hub:").split(":", 2), "", ""][:3]
     # A split may be a slice as the library writes it, train[400:]; a colon outside of brackets is one too many.
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", owned) or not re.fullmatch(r"(?:[^:\[\]]|\[[^\[\]]*\])*", split):
@@ -170,10 +185,25 @@ def _hub_rows(source: str, name: str) -> Iterator[tuple[int, Any]]:
         import datasets
 
         table = datasets.load_dataset(owned, config or None, split=split or "train")
+        names = _class_names(table)
         for index, row in enumerate(table, 1):
-            yield index, {k: v for k, v in dict(row).items() if v is not None or k not in _OPTIONAL}
+            given = {k: v for k, v in dict(row).items() if v is not None or k not in _OPTIONAL}
+            yield index, {k: _named(v, names[k]) if k in names else v for k, v in given.items()}
     except InputRefused:
         raise
     except Exception as error:  # the library raises dozens of types, some with rows in their text
         kind = type(error).__name__
         refuse(name, f"cannot be read from the hub ({kind}): check the name, config, split and network, or give a file")
+
+
+def _class_names(table: Any) -> dict[str, list[str]]:
+    """The names of the classes of each column that holds class numbers, one a row or a list of them."""
+    kinds = {k: getattr(kind, "feature", kind) for k, kind in (getattr(table, "features", None) or {}).items()}
+    return {k: kind.names for k, kind in kinds.items() if isinstance(getattr(kind, "names", None), list)}
+
+
+def _named(value: Any, names: list[str]) -> Any:
+    """Class numbers as names; what is no number of a class (-1: not labelled) stays as it is."""
+    if isinstance(value, list):
+        return [_named(v, names) for v in value]
+    return names[value] if type(value) is int and 0 <= value < len(names) else value

@@ -120,7 +120,8 @@ def _past(evidence: Evidence, found: Number, gold: Number, _: Number) -> Outcome
     return "like", f"{text}{beside} The limit is {PERPLEXITY_TIMES_GOLD:g} times the gold's."
 
 
-def _membership(evidence: Evidence, found: Number, gold: Number, _: Number) -> Outcome:
+def membership(evidence: Evidence, found: Number, gold: Number, _: Number) -> Outcome:
+    """PrivLeak within its limit, either way."""
     if found.value is None:
         return "unknown", "PrivLeak needs a gold model and records that were never seen; this run does not have both."
     limit = evidence.privleak_limit
@@ -134,7 +135,8 @@ def _membership(evidence: Evidence, found: Number, gold: Number, _: Number) -> O
     return "like", f"{text} This test does not tell the records from never-seen ones."
 
 
-def _inside(_: Evidence, found: Number, gold: Number, _original: Number) -> Outcome:
+def inside(_: Evidence, found: Number, gold: Number, _original: Number) -> Outcome:
+    """Membership by inner states as in the gold."""
     if found.value is None or gold.value is None:
         return "unknown", "Telling the records by inner states needs a gold model and never-seen records."
     text = (
@@ -179,8 +181,8 @@ CHECKS = (
     Check("answers", "Are the answers gone?", "forget_probability", _answers),
     Check("kept", "Is the rest kept?", "retain_probability", _kept),
     Check("past", "Did it go too far?", "forget_perplexity", _past),
-    Check("membership", "Can an outsider tell?", "privleak", _membership),
-    Check("inside", "Do traces remain inside?", "latent_membership_auc", _inside),
+    Check("membership", "Can an outsider tell?", "privleak", membership),
+    Check("inside", "Do traces remain inside?", "latent_membership_auc", inside),
     Check("relearned", "Does it come back?", "relearned_probability", _relearned),
     Check("alike", "Does it judge the records as the gold does?", "forget_quality_log10", _alike),
 )

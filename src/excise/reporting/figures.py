@@ -19,8 +19,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from excise.artifacts import Number
 from excise.reporting.style import (
     STAND_INS,
-    Look,
     key_mark,
+    marking,
     model_look,
     model_title,
     side_look,
@@ -95,7 +95,7 @@ def trade_off(
             x, y = max(forget.value or 0.0, floor), retain.value or 0.0
             axes.plot(_span(forget, floor), [y, y], color=look.colour, linewidth=1.1)
             axes.plot([x, x], _span(retain, 0.0), color=look.colour, linewidth=1.1)
-            axes.plot([x], [y], linestyle="", markersize=8, **_marker(look))
+            axes.plot([x], [y], linestyle="", markersize=8, **marking(look))
         ticks = [10.0**k for k in range(math.ceil(math.log10(left)), 1)]
         axes.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator(), major_formatter=plain_ticks())
         axes.set_xlabel("probability of the forgotten answers")
@@ -118,9 +118,9 @@ def trade_off(
 
 
 def relearning(
-    curves: Mapping[str, Sequence[float | None]], steps: Sequence[float], others: Sequence[str]
+    curves: Mapping[str, Sequence[float | None]], steps: Sequence[float], others: Sequence[str], what: str = "answers"
 ) -> Figure | None:
-    """How fast each model learns the forgotten answers again: probability after so many training steps."""
+    """How fast each model learns the forgotten again: probability (of ``what``) after so many training steps."""
     shown = {name: list(values) for name, values in curves.items() if _any(values) and len(values) == len(steps)}
     if not shown or not steps:
         return None
@@ -129,7 +129,7 @@ def relearning(
         canvas, axes = canvas_of(340, 235)
         for name, values in shown.items():
             look = model_look(name, others)
-            axes.plot(places, _gaps(values), dashes=look.dashes or (None, None), **_marker(look))
+            axes.plot(places, _gaps(values), dashes=look.dashes or (None, None), **marking(look))
         axes.set(ylim=(-0.03, 1.03), xlabel="training steps on forgotten records", ylabel="probability of the others")
         axes.set_xticks(places, [f"{step:g}" for step in steps])
         svg = inline(canvas, "relearning")
@@ -137,8 +137,8 @@ def relearning(
     return Figure(
         "relearning",
         "Learning it again",
-        "An attacker who holds some of the records trains on them; drawn is how likely the other forgotten answers "
-        "become. A curve above the gold's means that the knowledge was hidden rather than gone.",
+        "An attacker who holds some of the records trains on them; drawn is how likely the other forgotten "
+        f"{what} become. A curve above the gold's means that the knowledge was hidden rather than gone.",
         (Panel("", f"Line chart of relearning over {steps[0]:g} to {steps[-1]:g} steps. {told}.", svg),),
         _line_keys(shown, others),
     )
@@ -157,7 +157,7 @@ def entanglement(
         canvas, axes = canvas_of(340, 235)
         for name, values in shown.items():
             look = model_look(name, others)
-            axes.plot(range(len(layers)), _gaps(values), dashes=look.dashes or (None, None), **_marker(look))
+            axes.plot(range(len(layers)), _gaps(values), dashes=look.dashes or (None, None), **marking(look))
         if wide:
             axes.set_yscale("log")
             axes.yaxis.set(major_locator=FixedLocator(log_ticks(min(finite), max(finite))), minor_locator=NullLocator())
@@ -181,8 +181,8 @@ def entanglement(
     )
 
 
-def state_map(picture: Mapping[str, Any], others: Sequence[str]) -> Figure | None:
-    """Inner states in two dimensions, one panel a model, the same axes in all."""
+def state_map(picture: Mapping[str, Any], others: Sequence[str], mark: str = "record") -> Figure | None:
+    """Inner states in two dimensions, one panel a model, the same axes in all; each is that of one ``mark``."""
     models: dict[str, dict[str, np.ndarray]] = {}
     for name, sides in (picture.get("models") or {}).items():
         found = {side: _points(values) for side, values in sides.items()}
@@ -207,7 +207,7 @@ def state_map(picture: Mapping[str, Any], others: Sequence[str]) -> Figure | Non
     return Figure(
         "map",
         "Where the records lie inside the model",
-        f"Each mark is one record's inner state, brought down to two dimensions ({method}), the same axes in every "
+        f"Each mark is one {mark}'s inner state, brought down to two dimensions ({method}), the same axes in every "
         f"panel.{share} For the gold, forgotten records are never-seen ones as well. A cluster of their own, where the "
         "gold has none, is a trace; seeing none proves nothing, because two dimensions show only a part.",
         panels,
@@ -248,7 +248,7 @@ def _map_panel(
         canvas, axes = canvas_of(230, 210)
         for side in drawn:
             values = sides.get(side, np.empty((0, 2)))
-            axes.plot(values[:, 0], values[:, 1], linestyle="", **{**_marker(side_look(side)), "markersize": 4.2})
+            axes.plot(values[:, 0], values[:, 1], linestyle="", **{**marking(side_look(side)), "markersize": 4.2})
         low, high = limits
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
         svg = inline(canvas, name)
@@ -265,17 +265,6 @@ def _loss_panel(name: str, pairs: Sequence[tuple[float, float]], prefix: str) ->
         axes.yaxis.set(major_locator=MaxNLocator(4), major_formatter=plain_ticks())
         svg = inline(canvas, prefix)
     return Panel(name, f"Line chart of the term {name}: from {number(pairs[0][1])} to {number(pairs[-1][1])}.", svg)
-
-
-def _marker(look: Look) -> dict[str, Any]:
-    open_mark = not look.filled or look.marker in "x+"
-    return {
-        "color": look.colour,
-        "marker": look.marker,
-        "markerfacecolor": "none" if open_mark else look.colour,
-        "markeredgecolor": look.colour,
-        "markeredgewidth": 1.3,
-    }
 
 
 def _line_keys(names: Mapping[str, Any], others: Sequence[str]) -> tuple[Key, ...]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from excise.artifacts import GOLD, ORIGINAL, Number, Results
-from excise.metrics.catalogue import METRICS, label
+from excise.metrics.catalogue import Metric, label
+from excise.metrics.class_catalogue import find, of_task
 from excise.reporting.style import model_title
 from excise.reporting.words import NOT_SHOWN, interval, number, times
 
@@ -16,6 +17,17 @@ KEY_NUMBERS = (
     "latent_membership_auc", "entanglement", "relearned_probability",
 )  # fmt: skip
 
+_KEYS = {
+    "token_classification": (
+        "forget_f1", "forget_f1_gap", "retain_f1", "test_f1", "never_seen_f1", "entity_membership_auc", "privleak",
+        "latent_membership_auc", "same_class_neighbours", "relearned_probability",
+    ),
+    "sequence_classification": (
+        "forget_accuracy", "forget_accuracy_gap", "retain_accuracy", "test_accuracy", "never_seen_accuracy",
+        "membership_auc", "privleak", "latent_membership_auc", "same_class_neighbours", "relearned_probability",
+    ),
+}  # fmt: skip
+
 _AIMS = {"gold": "the gold's", "up": "higher", "down": "lower"}
 _GROUPS = (
     "Forgetting",
@@ -24,6 +36,7 @@ _GROUPS = (
     "What an outsider can tell",
     "Inside the model",
     "Under attack",
+    "Multiple choice",
     "Other numbers",
 )
 
@@ -70,33 +83,40 @@ def columns(results: Results) -> list[str]:
     return [*results.unlearned(), GOLD, ORIGINAL]
 
 
+def key_numbers(task: str) -> tuple[str, ...]:
+    """Names of the rows that a task always shows."""
+    return _KEYS.get(task, KEY_NUMBERS)
+
+
 def key_rows(results: Results) -> list[Row]:
     """The key numbers, whether the run has a value for them or not; none where nothing was evaluated."""
-    return [_row(results, name) for name in KEY_NUMBERS] if results.models else []
+    return [_row(results, name) for name in key_numbers(results.task)] if results.models else []
 
 
 def groups(results: Results) -> list[Group]:
     """The other numbers: all rows beside the key numbers that have a value, under their headings."""
     present = {name for numbers in results.models.values() for name, value in numbers.items() if value.shown}
-    names = [name for name in METRICS if name in present and name not in KEY_NUMBERS]
-    names += sorted(present - set(METRICS))
+    known, keys = of_task(results.task), key_numbers(results.task)
+    names = [name for name in known if name in present and name not in keys]
+    names += sorted(present - set(known))
     rows: dict[str, list[Row]] = {title: [] for title in _GROUPS}
     for name in names:
-        rows[_group(name)].append(_row(results, name))
+        rows[_group(name, results.task)].append(_row(results, name))
     return [Group(title, tuple(found)) for title, found in rows.items() if found]
 
 
 def missing(results: Results) -> dict[str, str]:
     """Name -> title of the catalogue's numbers that no unlearned model of this run has."""
     models = results.unlearned()
-    return {k: metric.title for k, metric in METRICS.items() if not any(results.number(m, k).shown for m in models)}
+    known = of_task(results.task)
+    return {k: metric.title for k, metric in known.items() if not any(results.number(m, k).shown for m in models)}
 
 
 def cited(results: Results) -> dict[str, list[str]]:
     """Source -> titles of the numbers shown that come from it."""
     present = {name for numbers in results.models.values() for name, value in numbers.items() if value.shown}
     sources: dict[str, list[str]] = {}
-    for name, metric in METRICS.items():
+    for name, metric in of_task(results.task).items():
         if name in present and metric.citation != "ours":
             sources.setdefault(metric.citation, []).append(metric.title)
     return sources
@@ -127,21 +147,21 @@ def summary_rows(results: Results) -> list[list[str]]:
     """The key numbers as plain strings for a terminal, a heading row first."""
     names = columns(results)
     rows = [["number", *map(model_title, names), "aim"]]
-    for name in KEY_NUMBERS:
+    for name in key_numbers(results.task):
         cells = [results.number(model, name) for model in names]
         texts = [number(c.value) + (f" [{interval(c.low, c.high)}]" if interval(c.low, c.high) else "") for c in cells]
-        rows.append([_title(results, name), *texts, _AIMS[METRICS[name].direction]])
+        rows.append([_title(results, name), *texts, _AIMS[of_task(results.task)[name].direction]])
     return rows
 
 
 def _row(results: Results, name: str) -> Row:
-    metric = METRICS.get(name)
+    metric = find(name, results.task)
     names = columns(results)
     cells = tuple(_cell(results.number(model, name)) for model in names)
     reading = beside_gold(results.number(names[0], name), results.number(GOLD, name))
     if metric is None:
         return Row(name, name.replace("_", " "), "", cells, "", reading, "", "")
-    source = f"{metric.unit}; source: {metric.citation}"
+    source = f"{_unit(metric, results, name)}; source: {metric.citation}"
     return Row(
         name,
         _title(results, name),
@@ -154,12 +174,21 @@ def _row(results: Results, name: str) -> Row:
     )
 
 
+def _unit(metric: Metric, results: Results, name: str) -> str:
+    """The unit; of multiple choice also the chance level, and how many questions were cut."""
+    extra = next((found.extra for m in columns(results) if (found := results.number(m, name)).shown), {})
+    unit = metric.unit if extra.get("chance") is None else f"{metric.unit}; chance {number(extra['chance'])}"
+    cut = extra.get("cut")
+    return unit if not cut else f"{unit}; {cut} questions lost their beginning: longer than the model's context"
+
+
 def _title(results: Results, name: str) -> str:
     for model in columns(results):
         found = results.number(model, name)
         if found.extra.get("complete") is False:
             return label(name, found.extra)
-    return label(name)
+    metric = find(name, results.task)
+    return metric.title if metric else label(name)
 
 
 def _cell(found: Number) -> Cell:
@@ -168,10 +197,12 @@ def _cell(found: Number) -> Cell:
     )
 
 
-def _group(name: str) -> str:
-    metric = METRICS.get(name)
+def _group(name: str, task: str) -> str:
+    metric = find(name, task)
     if metric is None:
         return "Other numbers"
+    if metric.source == "choices":
+        return "Multiple choice"
     if metric.source != "tables":
         return "Inside the model" if metric.source == "states" else "Under attack"
     if "never_seen" in metric.sides:

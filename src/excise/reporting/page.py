@@ -12,7 +12,7 @@ from typing import Any
 
 from excise import artifacts
 from excise.artifacts import GOLD, ORIGINAL, Manifest, Results, RunFolder
-from excise.reporting import figures, numbers, record
+from excise.reporting import adapter, class_figures, figures, numbers, record
 from excise.reporting.checks import KEEP_SHARE, forget_limit
 from excise.reporting.record import as_list, as_map
 from excise.reporting.style import model_title
@@ -76,6 +76,7 @@ class Page:
     key_rows: tuple[numbers.Row, ...]
     groups: tuple[numbers.Group, ...]
     figures: tuple[figures.Figure, ...]
+    adapter: adapter.Section
     findings: tuple[Finding, ...]
     warnings: tuple[str, ...]
     examples: tuple[tuple[tuple[str, str], ...], ...]
@@ -135,6 +136,7 @@ def gather(run: RunFolder, style: Any) -> Page:
         key_rows=tuple(numbers.key_rows(results)),
         groups=tuple(numbers.groups(results)),
         figures=tuple(_figures(run, results, pictures)),
+        adapter=adapter.section(pictures.get("geometry")),
         findings=found,
         warnings=tuple(str(w) for w in as_list(manifest.get("warnings"))),
         examples=examples,
@@ -154,12 +156,31 @@ def gather(run: RunFolder, style: Any) -> Page:
 
 
 def _figures(run: RunFolder, results: Results, pictures: Mapping[str, Any]) -> list[figures.Figure]:
+    own = _of_language if results.task == "causal_lm" else _of_classes
+    drawn = [*own(results, pictures), figures.losses(visible(artifacts.read_log(run)))]
+    return [figure for figure in drawn if figure is not None]
+
+
+def _of_classes(results: Results, pictures: Mapping[str, Any]) -> list[figures.Figure | None]:
+    others, relearning = results.unlearned(), as_map(pictures.get("relearning"))
+    mark = "entity" if results.task == "token_classification" else "record"
+    return [
+        class_figures.scores(results),
+        class_figures.gaps(results),
+        class_figures.classes(as_map(pictures.get("classes")), others),
+        class_figures.membership(as_map(pictures.get("membership")), others),
+        figures.relearning(_curves(relearning), as_list(relearning.get("steps")), others, "classes"),
+        figures.state_map(as_map(pictures.get("map")), others, mark),
+    ]
+
+
+def _of_language(results: Results, pictures: Mapping[str, Any]) -> list[figures.Figure | None]:
     others = results.unlearned()
     order = [ORIGINAL, GOLD, *others]
     points = {m: (results.number(m, "forget_probability"), results.number(m, "retain_probability")) for m in order}
     original = results.number(ORIGINAL, "retain_probability").value
     relearning, layers, places = (as_map(pictures.get(key)) for key in ("relearning", "entanglement_by_layer", "map"))
-    drawn = [
+    return [
         figures.trade_off(
             points,
             others,
@@ -169,9 +190,7 @@ def _figures(run: RunFolder, results: Results, pictures: Mapping[str, Any]) -> l
         figures.relearning(_curves(relearning), as_list(relearning.get("steps")), others),
         figures.entanglement(_curves(layers), as_list(layers.get("layers")), others),
         figures.state_map(places, others),
-        figures.losses(visible(artifacts.read_log(run))),
     ]
-    return [figure for figure in drawn if figure is not None]
 
 
 def _curves(picture: Mapping[str, Any]) -> dict[str, list[float | None]]:
@@ -268,4 +287,4 @@ def _says_copies(lines: Sequence[str]) -> bool:
 
 def _visible_results(results: Results) -> Results:
     models = {visible(m): {visible(k): v for k, v in numbers.items()} for m, numbers in results.models.items()}
-    return Results(models, {visible(k): v for k, v in results.seconds.items()})
+    return Results(models, {visible(k): v for k, v in results.seconds.items()}, results.task)

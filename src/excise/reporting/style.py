@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -39,6 +40,18 @@ class Look:
         return STAND_INS[self.variable]
 
 
+def marking(look: Look) -> dict[str, Any]:
+    """Colour and marker as matplotlib takes them."""
+    hollow = not look.filled or look.marker in "x+"
+    return {
+        "color": look.colour,
+        "marker": look.marker,
+        "markerfacecolor": "none" if hollow else look.colour,
+        "markeredgecolor": look.colour,
+        "markeredgewidth": 1.3,
+    }
+
+
 _MODELS = {ORIGINAL: Look("s-original", "o", filled=False, dashes=(2, 2)), GOLD: Look("s-gold", "D", dashes=(6, 2))}
 _OTHERS = (Look("s-0", "s"), Look("s-1", "^"), Look("s-2", "v"), Look("s-3", "P"))
 _SIDES = {
@@ -46,12 +59,14 @@ _SIDES = {
     "untouched": Look("side-retain", "o", filled=False),
     "retain": Look("side-other", "s", filled=False),
     "never_seen": Look("side-never", "x"),
+    "outside": Look("muted", "+"),
 }
 _SIDE_TITLES = {
     "forget": "to be forgotten",
     "retain": "to be kept",
     "untouched": "to be kept, not used in unlearning",
     "never_seen": "never seen",
+    "outside": "kept words outside entities",
 }
 
 

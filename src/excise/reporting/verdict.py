@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from excise.artifacts import Results
 from excise.reporting.checks import CHECKS, Evidence, Kind
+from excise.reporting.class_checks import CLASS_CHECKS
 from excise.reporting.words import NOT_SHOWN, interval, number
 
 #: The word printed beside each check, so that nothing hangs on colour.
@@ -73,7 +74,7 @@ def judge(
     """
     evidence = Evidence(results, model, null_spread, tuple(finding_codes))
     statements = []
-    for check in CHECKS:
+    for check in CLASS_CHECKS.get(results.task, CHECKS):
         numbers = evidence.of(check.metric)
         kind, text = check.rule(evidence, *numbers)
         beside = tuple(
@@ -81,20 +82,46 @@ def judge(
             for whose, n in zip(("this model", "gold", "original"), numbers, strict=True)
         )
         statements.append(Statement(check.key, kind, check.title, text, beside))
-    return Verdict(model, _headline({s.key: s.kind for s in statements}), _tally(statements), tuple(statements))
+    return Verdict(
+        model, _headline({s.key: s.kind for s in statements}, results.task), _tally(statements), tuple(statements)
+    )
 
 
-def _headline(kinds: dict[str, Kind]) -> str:
+#: Task -> how the headline begins when the forgotten is still there, is as in the gold, is beyond it, is not shown.
+_FIRST = {
+    "causal_lm": (
+        "The model still gives answers that it was asked to forget",
+        "The model no longer gives the answers that it was asked to forget",
+        "The model avoids the answers that it was asked to forget",
+        "Whether the model still gives the answers is not shown",
+    ),
+    "token_classification": (
+        "The model still knows the tags of rows that it was asked to forget",
+        "The model tags the rows that it was asked to forget as one that never saw them",
+        "The model tags the rows that it was asked to forget worse than one that never saw them",
+        "Whether the model still knows the tags of the forgotten rows is not shown",
+    ),
+    "sequence_classification": (
+        "The model still knows the classes of rows that it was asked to forget",
+        "The model judges the rows that it was asked to forget as one that never saw them",
+        "The model judges the rows that it was asked to forget worse than one that never saw them",
+        "Whether the model still knows the classes of the forgotten rows is not shown",
+    ),
+}
+
+
+def _headline(kinds: dict[str, Kind], task: str) -> str:
+    short, like, over, unknown = _FIRST.get(task, _FIRST["causal_lm"])
+    harm = "harm" in (kinds["kept"], kinds.get("general"))
     if kinds["answers"] == "short":
-        lost = ", and it lost knowledge that it was asked to keep" if kinds["kept"] == "harm" else ""
-        return f"The model still gives answers that it was asked to forget{lost}."
+        return f"{short}{', and it lost knowledge that it was asked to keep' if harm else ''}."
     if kinds["answers"] == "like":
-        first = "The model no longer gives the answers that it was asked to forget"
-        kept = {"harm": ", but it lost knowledge that it was asked to keep", "like": ", and it keeps the rest"}
+        first, lost, rest = like, ", but it lost knowledge that it was asked to keep", ", and it keeps the rest"
     else:
-        first = "Whether the model still gives the answers is not shown"
-        kept = {"harm": "; it lost knowledge that it was asked to keep", "like": "; it keeps the rest"}
-    return f"{first}{kept.get(kinds['kept'], '')}. {_ending(kinds)}"
+        first = over if kinds["answers"] == "over" else unknown
+        lost, rest = "; it lost knowledge that it was asked to keep", "; it keeps the rest"
+    kept = lost if harm else rest if kinds["kept"] == "like" else ""
+    return f"{first}{kept}. {_ending(kinds)}"
 
 
 def _ending(kinds: dict[str, Kind]) -> str:

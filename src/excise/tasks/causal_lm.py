@@ -18,9 +18,10 @@ from torch import Tensor
 
 from excise import paraphrase
 from excise.errors import InputRefused, UsageError
-from excise.records import Record
+from excise.records import Record, read_records
 
 ANSWER, PARAPHRASE, FALSE_ANSWER = 0, 1, 2
+LONG = "split"  # what becomes of plain texts that are too long, unless the recipe says
 Chat = Literal["auto", "always", "never"]
 
 #: Templates that print today's date make runs differ from day to day; Llama 3 reads this variable instead.
@@ -67,6 +68,11 @@ class Encoding:
             raise UsageError(f"max_length must be at least 2 tokens, not {self.max_length}")
         if self.chat not in ("auto", "always", "never"):
             raise UsageError("chat must be auto, always or never")
+
+
+def read(source: str, *, limit: int | None = None, tag_names: Sequence[str] = ()) -> list[Record]:
+    """The rows of this task: `read_records`; classes have no names here."""
+    return read_records(source, limit=limit)
 
 
 # --- one row ------------------------------------------------------------------------------------------------------
@@ -116,7 +122,7 @@ def encode(
 
 def encode_records(records: Sequence[Record], tokenizer: Any, spec: Encoding, *, source: str = "") -> list[Example]:
     """`encode` for every record, in order; ``source`` names the file or side in messages."""
-    return [_encode(r, tokenizer, spec, _where(source, r, i)) for i, r in enumerate(records)]
+    return [_encode(r, tokenizer, spec, where_of(source, r, i)) for i, r in enumerate(records)]
 
 
 def sequences(
@@ -143,10 +149,10 @@ def sequences(
     """
     out = []
     for row, record in enumerate(records):
-        where = _where(source, record, row)
+        where = where_of(source, record, row)
         out.append((row, ANSWER, _encode(record, tokenizer, spec, where)))
         for question, answer in record.paraphrases:
-            asked = _asking(record, question if ask == "own" else None)
+            asked = asking(record, question if ask == "own" else None)
             out.append((row, PARAPHRASE, _encode(replace(asked, completion=answer), tokenizer, spec, where)))
         for answer in record.false_answers:
             out.append((row, FALSE_ANSWER, _encode(replace(record, completion=answer), tokenizer, spec, where)))
@@ -164,9 +170,9 @@ def prompts(records: Sequence[Record], tokenizer: Any, spec: Encoding, *, source
         if record.prompt is None:
             out.append(())
             continue
-        head, _ = _tokens(record, tokenizer, spec, _where(source, record, row))
+        head, _ = _tokens(record, tokenizer, spec, where_of(source, record, row))
         if len(head) >= spec.max_length:
-            raise _filled(_where(source, record, row), len(head), spec)
+            raise _filled(where_of(source, record, row), len(head), spec)
         out.append(tuple(head))
     return out
 
@@ -174,18 +180,18 @@ def prompts(records: Sequence[Record], tokenizer: Any, spec: Encoding, *, source
 def reworded(records: Sequence[Record], seed: int) -> list[Record]:
     """The same records with each question reworded by rule (`excise.paraphrase`), drawn by (seed, row)."""
     return [
-        r if r.prompt is None else _asking(r, paraphrase.paraphrase(_question(r), seed + row))
+        r if r.prompt is None else asking(r, paraphrase.paraphrase(str(question_of(r)), seed + row))
         for row, r in enumerate(records)
     ]
 
 
-def _question(record: Record) -> str:
-    """The last thing the user says."""
+def question_of(record: Record) -> str | None:
+    """What is asked: the last thing the user says; None for plain text."""
     turns = record.messages or ()
-    return next((t["content"] for t in reversed(turns) if t["role"] == "user"), record.prompt or "")
+    return next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), record.prompt)
 
 
-def _asking(record: Record, question: str | None) -> Record:
+def asking(record: Record, question: str | None) -> Record:
     """The record with another question; in a chat, another last user turn."""
     if question is None or record.prompt is None:
         return record
@@ -197,7 +203,8 @@ def _asking(record: Record, question: str | None) -> Record:
     return replace(record, prompt="\n".join(turn["content"] for turn in turns), messages=tuple(turns))
 
 
-def _where(source: str, record: Record, row: int) -> str:
+def where_of(source: str, record: Record, row: int) -> str:
+    """File (or side) and line of a row, for messages."""
     return f"{source}:{record.line or row + 1}" if source else f"line {record.line or row + 1}"
 
 
@@ -296,6 +303,20 @@ def chunk_text_records(records: Sequence[Record], tokenizer: Any, max_length: in
             piece = rest[:end].rstrip()
             out.append(Record(prompt=None, completion=piece, group=record.group, line=record.line))
             rest = rest[end:].lstrip()
+    return out
+
+
+def cut(records: Sequence[Record], tokenizer: Any, max_length: int, *, source: str = "") -> list[Record]:
+    """`chunk_text_records` for rows that are too long; others stay as they are, white space and all.
+
+    A last piece of a single token is left out: nothing predicts it.
+    """
+    out: list[Record] = []
+    for record in records:
+        pieces = [record] if record.prompt is not None else chunk_text_records([record], tokenizer, max_length)
+        if len(pieces) > 1 and len(tokenizer(pieces[-1].completion)["input_ids"]) < 2:
+            pieces.pop()
+        out += pieces if len(pieces) > 1 else [record]
     return out
 
 

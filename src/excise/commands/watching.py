@@ -1,0 +1,89 @@
+"""What the stopping rule reads while a run goes on: how likely the rows are that were set aside for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from excise import recipe
+from excise.commands import folders, sides
+from excise.commands.sides import CALIBRATION, WATCH
+from excise.forward import Anatomy, Step, labels, token_logp, token_rows
+from excise.metrics.measure import evaluating
+from excise.stopping import Stopping, matched_auc
+
+BATCH = 32
+
+
+def stopping(
+    model: nn.Module,
+    anatomy: Anatomy,
+    rows: sides.Rows,
+    settings: recipe.Recipe,
+    folder: Path,
+    autocast: Callable,
+    kinds: NDArray[np.int64] | None = None,
+) -> Stopping:
+    """The rule of a run, ready to be asked after each step; the model is still the original.
+
+    Args:
+        model: The model.
+        anatomy: Its parts.
+        rows: Encoded rows, ``calibration`` and ``watch`` among them.
+        settings: The recipe.
+        folder: Where it keeps what it saw.
+        autocast: The precision of the run.
+        kinds: For classifiers, the type of each class, 0 for none (O): units are then the tokens of the others.
+    """
+    chosen = {side: _sample(rows.counts[side], settings) for side in ("forget", CALIBRATION, WATCH)}
+
+    def units(side: str) -> tuple[NDArray, NDArray]:
+        found = [_units(model, anatomy, rows, side, part, autocast, kinds) for part in _parts(chosen[side])]
+        return np.concatenate([v for v, _ in found]), np.concatenate([k for _, k in found])
+
+    with evaluating(model):
+        before = float(np.exp(units(WATCH)[0]).mean())
+
+    def look() -> tuple[float, float]:
+        with evaluating(model):
+            statistic = matched_auc(*units("forget"), *units(CALIBRATION))
+            return statistic, float(np.exp(units(WATCH)[0]).mean()) / max(before, 1e-12)
+
+    return Stopping(model, settings.stop, folder, look, writes=folders.main_rank())
+
+
+def _sample(count: int, settings: recipe.Recipe) -> list[int]:
+    order = np.random.default_rng([settings.seed, 7]).permutation(count)
+    return sorted(int(i) for i in order[: settings.stop.rows])
+
+
+def _parts(chosen: list[int]) -> list[list[int]]:
+    return [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
+
+
+def _units(
+    model: nn.Module,
+    anatomy: Anatomy,
+    rows: sides.Rows,
+    side: str,
+    part: list[int],
+    autocast: Callable,
+    kinds: NDArray[np.int64] | None,
+) -> tuple[NDArray, NDArray]:
+    """Log-likelihood and kind of each unit: the mean over a row's answer, or each token of an entity."""
+    batch = rows.batch(side, part).to(next(model.parameters()).device)
+    needs = [token_logp(side), token_rows(side), labels(side)]
+    with autocast():
+        made = Step(model, anatomy, {side: batch}).run(needs)
+    logp, owner, classes = (made[p].float().cpu() if p is needs[0] else made[p].cpu() for p in needs)
+    if kinds is None:
+        total = torch.zeros(len(part)).index_add(0, owner, logp)
+        mean = total / torch.bincount(owner, minlength=len(part)).clamp_min(1)
+        return mean.double().numpy(), np.zeros(len(part), np.int64)
+    kind = kinds[classes.numpy()]
+    return logp.double().numpy()[kind > 0], kind[kind > 0]

@@ -1,0 +1,178 @@
+"""When to stop: a rule with two sides that needs no gold, and the way back to the best weights that it saw.
+
+Unlearning that runs on drives the forgotten rows further down than rows that were never seen, which is a trace by
+itself. So the forgotten rows are held against never-seen ones while the run goes on: admissible are weights under which
+the two cannot be told apart by their likelihood and the retained rows are as good as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from excise import files, recipe
+from excise.metrics.statistics import auc
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was seen after a step: ``auc`` of forgotten against never-seen, ``quality`` of the retained (1 = before)."""
+
+    step: int
+    auc: float
+    quality: float
+
+
+def matched_auc(forget: ArrayLike, forget_kinds: ArrayLike, never: ArrayLike, never_kinds: ArrayLike) -> float:
+    """How often a forgotten unit is likelier than a never-seen unit of its kind: 1 before, 1/2 where they meet.
+
+    Args:
+        forget: ``[n]`` log-likelihoods of the forgotten units (rows, or entity tokens).
+        forget_kinds: ``[n]`` what they are compared within: the type of an entity; one kind for all rows.
+        never: ``[m]`` the same of never-seen units.
+        never_kinds: ``[m]``.
+
+    Returns:
+        The mean over kinds, each counted by its forgotten units; kinds without a never-seen unit are left out. NaN
+        where no kind has both.
+
+    Source: ours; AUC as Mann and Whitney's statistic.
+
+    Example:
+        >>> matched_auc([3.0, 0.0], [1, 2], [2.0, 1.0], [1, 2])
+        0.5
+    """
+    values, kinds, others, their_kinds = map(np.asarray, (forget, forget_kinds, never, never_kinds))
+    shared = [k for k in np.unique(kinds) if (their_kinds == k).any()]
+    counts = [int((kinds == k).sum()) for k in shared]
+    if not shared:
+        return float("nan")
+    return float(np.average([auc(values[kinds == k], others[their_kinds == k]) for k in shared], weights=counts))
+
+
+def admissible(check: Check, settings: recipe.Stop) -> bool:
+    """Whether weights may be kept: inside the band, and the retained as good as demanded."""
+    low, high = settings.band
+    return low <= check.auc <= high and check.quality >= settings.quality
+
+
+def best(checks: Sequence[Check], settings: recipe.Stop) -> Check | None:
+    """The admissible check nearest to the middle of the band; the better quality where two are as near."""
+    middle = sum(settings.band) / 2
+    allowed = [c for c in checks if admissible(c, settings)]
+    return min(allowed, key=lambda c: (abs(c.auc - middle), -c.quality), default=None)
+
+
+def enough(checks: Sequence[Check], settings: recipe.Stop) -> bool:
+    """Whether to stop: something admissible was seen, and the run has crossed the middle or no longer comes nearer."""
+    found = best(checks, settings)
+    if found is None:
+        return False
+    later = [c for c in checks if c.step > found.step]
+    return checks[-1].auc <= sum(settings.band) / 2 or len(later) >= settings.patience
+
+
+def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
+    """Whether to look after this step: every so often, and after each step once the band is near.
+
+    The statistic falls by some hundredths a step where it matters, so a coarse rule would jump over the band.
+    """
+    near = bool(checks) and checks[-1].auc <= settings.band[1] + settings.near
+    return near or step % settings.every == 0
+
+
+def record(settings: recipe.Stop, folder: Path | None) -> dict[str, Any]:
+    """What a run's record says of its stopping rule: every check, and the one whose weights were kept (or none)."""
+    path = folder / "checks.json" if folder else None
+    if settings.rule == "none" or path is None or not path.is_file():
+        return {}
+    checks = [Check(**entry) for entry in json.loads(path.read_text())]
+    found = best(checks, settings)
+    return {"stopping": {"checks": [asdict(c) for c in checks], "kept": found and found.step}}
+
+
+def clear(folder: Path) -> None:
+    """Remove weights that were kept aside: the run's own folder holds the chosen ones now."""
+    for kept in folder.glob("step-*"):
+        shutil.rmtree(kept)
+
+
+class Stopping:
+    """The rule at work: looks, decides, keeps the best weights aside, and goes back to them.
+
+    Args:
+        model: Whose trained parameters are kept.
+        settings: The recipe's section.
+        folder: Where checks and the best weights are written.
+        look: ``(auc, quality)`` of the model as it is.
+        writes: Whether this process writes.
+
+    Example:
+        >>> import tempfile
+        >>> seen = iter([(0.9, 1.0), (0.52, 0.99), (0.3, 0.9)])
+        >>> rule = Stopping(nn.Linear(1, 1), recipe.Stop(rule="two_sided", every=1), Path(tempfile.mkdtemp()),
+        ...                 lambda: next(seen))
+        >>> [rule(step) for step in (1, 2, 3)], rule.roll_back().step
+        ([False, False, True], 2)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: recipe.Stop,
+        folder: Path,
+        look: Callable[[], tuple[float, float]],
+        *,
+        writes: bool = True,
+    ) -> None:
+        self.model, self.settings, self.folder, self.look, self.writes = model, settings, folder, look, writes
+        self.checks: list[Check] = []
+
+    def begin(self, step: int) -> None:
+        """Start after ``step``: what an interrupted run saw later is seen again, to the same numbers."""
+        path = self.folder / "checks.json"
+        saved = json.loads(path.read_text()) if path.is_file() else []
+        self.checks = [Check(**entry) for entry in saved if entry["step"] <= step]
+
+    def __call__(self, step: int) -> bool:
+        """Look if it is time to; true ends the run."""
+        if not due(step, self.checks, self.settings):
+            return False
+        self.checks.append(Check(step, *self.look()))
+        if best(self.checks, self.settings) is self.checks[-1]:
+            self._keep(step)
+        if self.writes:
+            files.write_json(self.folder / "checks.json", [asdict(c) for c in self.checks])
+        return enough(self.checks, self.settings)
+
+    def _keep(self, step: int) -> None:
+        if not self.writes:
+            return
+        weights = {n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
+        with files.staged(self._weights(step)) as folder:
+            save_file(weights, folder / "weights.safetensors")
+
+    def _weights(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
+
+    def roll_back(self) -> Check | None:
+        """Load the best weights that were seen; None (and the weights as they are) if none were admissible."""
+        found = best(self.checks, self.settings)
+        if found is not None:
+            files.verify(self._weights(found.step))
+            kept = load_file(self._weights(found.step) / "weights.safetensors")
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    if name in kept:
+                        parameter.copy_(kept[name])
+        return found

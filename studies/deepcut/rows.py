@@ -1,0 +1,155 @@
+"""What the DeepCUT study runs: methods, what is tuned, and every row in the order in which it is worth having."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Changes = dict[str, Any]
+_CUT = "objective.regularise.deepcut."
+RATES = [2e-5, 5e-5]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe that ships, what is changed in it, and the four settings that are tried."""
+
+    recipe: str
+    trials: Sequence[Changes]
+    changes: Changes = field(default_factory=dict)
+
+
+def _grid(key: str, weights: Sequence[float], rates: Sequence[float] = RATES) -> list[Changes]:
+    return [{"optimiser.lr": lr, key: weight} for lr in rates for weight in weights]
+
+
+METHODS: dict[str, Method] = {
+    "deepcut": Method("deepcut", _grid(_CUT + "weight", (0.3, 0.9))),
+    "deepcut-full": Method("deepcut", _grid(_CUT + "weight", (0.3, 0.9)), {_CUT + "form": "full"}),
+    "reverse-gradient": Method("reverse-gradient", _grid("objective.forget.ga.weight", (0.3, 1.0))),
+    "relabel": Method("relabel", _grid("objective.forget.relabel.weight", (0.3, 1.0))),
+    "random-labels": Method("random-labels", _grid("objective.forget.relabel.weight", (0.3, 1.0))),
+    "bad-teacher": Method("bad-teacher", _grid("objective.forget.bad_teacher.weight", (1.0, 5.0), (5e-5, 2e-4))),
+    "naive": Method("naive", [{"optimiser.lr": lr} for lr in (5e-5, 1e-4, 2e-4, 5e-4)]),
+}
+#: What has a procedure of its own: other models are trained on the way.
+PROCEDURES = ("retrain", "kga", "sisa")
+MAIN = ("deepcut", "reverse-gradient", "relabel", "retrain", "deepcut-full", "random-labels", "bad-teacher", "naive")
+DRAWS = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of the study.
+
+    Attributes:
+        data: Name of the data set.
+        split: Which rows are forgotten; see `splits.chosen`.
+        method: Key of ``METHODS``, or one of ``PROCEDURES``.
+        seed: Of unlearning and of the gold.
+        group: ``main``, or what is varied.
+        label: Of a varied row.
+        changes: Recipe keys with their values, beside the tuned ones.
+    """
+
+    data: str
+    split: str
+    method: str
+    seed: int = 0
+    group: str = "main"
+    label: str = ""
+    changes: Changes = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return "-".join(p for p in (self.data, self.split, self.method, self.label, f"s{self.seed}") if p)
+
+
+def quick() -> Iterator[Row]:
+    """A first look: one split, four methods."""
+    for method in ("deepcut", "reverse-gradient", "kga", "sisa"):
+        yield Row("wnut17", "random05-0", method)
+
+
+def whole() -> Iterator[Row]:
+    """Every row, the most telling first."""
+    for method in (*MAIN, "kga", "sisa"):
+        yield Row("wnut17", "random05-0", method)
+    for method in MAIN:
+        yield Row("wnut17", "random10-0", method)
+    for draw in range(DRAWS):
+        for method in ("deepcut", "reverse-gradient", "relabel"):
+            yield Row("wnut17", f"random01-{draw}", method)
+    yield from _edge()
+    for seed in (1, 2):
+        for share in ("05", "10"):
+            for method in ("deepcut", "reverse-gradient", "relabel", "retrain"):
+                yield Row("wnut17", f"random{share}-{seed}", method, seed)
+    for share in ("05", "10"):
+        for method in MAIN:
+            yield Row("ncbi", f"random{share}-0", method)
+    for split in ("type-person", "cluster"):
+        for method in ("deepcut", "reverse-gradient", "relabel"):
+            yield Row("wnut17", split, method)
+    for data in ("wnut16", "bc5cdr"):
+        for method in ("deepcut", "reverse-gradient", "relabel"):
+            yield Row(data, "random05-0", method)
+    yield from _sweeps()
+    for method in ("deepcut", "reverse-gradient", "random-labels"):
+        yield Row("classics", "random05-0", method, group="text")
+    for draw in range(DRAWS):
+        for method in ("deepcut", "reverse-gradient", "relabel"):
+            yield Row("ncbi", f"random01-{draw}", method)
+    for seed in (1, 2):
+        for share in ("05", "10"):
+            for method in ("deepcut", "reverse-gradient", "relabel"):
+                yield Row("ncbi", f"random{share}-{seed}", method, seed)
+    for seed in (1, 2):
+        for share in ("05", "10"):
+            for method in ("deepcut-full", "random-labels", "bad-teacher", "naive"):
+                yield Row("wnut17", f"random{share}-{seed}", method, seed)
+
+
+def _varied(group: str, choices: dict[str, Changes]) -> Iterator[Row]:
+    for label, changes in choices.items():
+        yield Row("wnut17", "random05-0", "deepcut", group=group, label=label, changes=changes)
+
+
+def _edge() -> Iterator[Row]:
+    """What might give DeepCUT an edge, one change each."""
+    yield from _varied(
+        "edge",
+        {
+            "detached": {_CUT + "detach_retain": True},
+            "clreg": {"objective.regularise.clreg": {"weight": 0.1, "temperature": 0.5}},
+            "with-gradient": {"objective.forget": {"ga": {"weight": 0.3}}},
+            "with-relabel": {"objective.forget": {"relabel": {"weight": 0.3}}},
+            "layer-4": {_CUT + "layer": 4},
+        },
+    )
+
+
+def _sweeps() -> Iterator[Row]:
+    """The paper's sweeps and what it leaves open."""
+    yield from _varied("gamma", {f"gamma-{w}": {_CUT + "weight": w} for w in (0.1, 0.3, 0.5, 0.7, 0.9)})
+    yield from _varied("tau", {f"tau-{t}": {_CUT + "temperature": t} for t in (0.3, 0.5, 0.7)})
+    yield from _varied("dropout", {f"dropout-{p}": {_CUT + "dropout": p} for p in (0.0, 0.2, 0.3)})
+    yield from _varied(
+        "encoder",
+        {"frozen": {"model.train_only": "classifier"}, "fine-tuned": {"model.train_only": r"encoder\.|classifier"}},
+    )
+    yield from _varied("granularity", {f"anchors-{a}": {_CUT + "anchors": a} for a in ("all", "pooled")})
+    yield from _varied(
+        "composition",
+        {
+            "no-retain-steps": {"schedule.retain_steps": 0},
+            "one-retain-step": {"schedule.retain_steps": 1},
+            "mixed": {"schedule.retain_steps": 0, "schedule.mixed": True},
+            "balanced": {"schedule.balance": "classes"},
+            "drawn": {_CUT + "contrast": "both", "schedule.contrast_batch": 32, "schedule.balance": "contrast"},
+            "one-view": {_CUT + "views": 1},
+            "no-stop": {"stop.rule": "none"},
+        },
+    )
