@@ -172,7 +172,7 @@ def test_saving_it_as_it_is_would_be_wrong(tmp_path: Path) -> None:
     assert apart(logits(PeftModel.from_pretrained(copy.deepcopy(original), str(tmp_path)).eval()), logits(net)) > 0.1
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", ["changed", "kept"])
@@ -250,7 +250,7 @@ def test_weights_are_read_out_by_in(kind: str) -> None:
         assert torch.allclose(out, base(x), atol=1e-5), name
 
 
-# --- PEFT models of one's own -----------------------------------------------------------------------------------------
+# --- PEFT models of one's own -------------------------------------------------------------------------------------
 
 
 def loader(side: str) -> list[dict[str, Tensor]]:
@@ -303,7 +303,7 @@ def test_what_a_peft_model_must_be() -> None:
         excise.initialize_lora_rila_weights(attached(original), loader("forget"), loader("retain"), beta=2)
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", ["use_dora", "use_rslora", "lora_bias"])

@@ -18,7 +18,9 @@ import pytest
 import excise
 from excise import cli, errors, recipe, terminal
 
-FUNCTIONS = ("demo", "evaluate", "finetune", "plan", "report", "run", "score", "tune")
+FUNCTIONS = ("demo", "evaluate", "export", "finetune", "plan", "report", "run", "score", "tune")
+#: For PEFT models of one's own: no command has their name.
+LIBRARY = ("get_rila_state_dict", "initialize_lora_rila_weights", "save_lora_adapter")
 
 RESULTS = {
     "format": 1,
@@ -193,6 +195,7 @@ def test_the_other_commands_hand_over(functions: Functions, tmp_path: Path) -> N
         "evaluate m --suite tofu --against g",
         "score a.json --against b.json",
         f"report {tmp_path}",
+        "export r --to adapter --out o --rank 4",
     ):
         assert cli.main(line.split()) == 0, line
     made = recipe.load(str(file))
@@ -203,6 +206,7 @@ def test_the_other_commands_hand_over(functions: Functions, tmp_path: Path) -> N
         ("evaluate", ("m",), {"suite": "tofu", "against": "g", "tasks": (), "recipe": None, "out": None}),
         ("score", ("a.json", "b.json"), {}),
         ("report", (tmp_path,), {}),
+        ("export", (Path("r"),), {"to": "adapter", "out": Path("o"), "rank": 4}),
     ]
 
 
@@ -218,13 +222,14 @@ def test_the_functions_take_what_the_commands_give() -> None:
         (excise.evaluate, ("m",), {"suite": "tofu", "against": None, "tasks": (), "recipe": None, "out": None}),
         (excise.score, ("a", None), {}),
         (excise.report, (out,), {}),
+        (excise.export, (out,), {"to": "merged", "out": out, "rank": None}),
     ):
         inspect.signature(function).bind(*args, **settings)
 
 
 def test_every_public_function_is_documented_and_found_again() -> None:
-    assert {*FUNCTIONS, "recipe", "__version__"} == set(excise.__all__)
-    for name in FUNCTIONS:
+    assert {*FUNCTIONS, *LIBRARY, "recipe", "__version__"} == set(excise.__all__)
+    for name in (*FUNCTIONS, *LIBRARY):
         function = getattr(excise, name)
         assert callable(function)
         assert function.__name__ == name

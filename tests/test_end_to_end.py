@@ -379,13 +379,13 @@ def test_measurements_that_are_kept_give_the_same_numbers(
 
 
 def test_another_seed_is_another_run(small: SmallWorld, tmp_path: Path) -> None:
-    from excise.commands import folders, sides, training
+    from excise.commands import folders, preparing, sides, training
 
     digests = []
     for seed in (0, 1):
         settings = small.recipe(tmp_path / str(seed), schedule__steps=2, seed=seed)
         given = sides.read(settings.data, seed=seed)
-        prepared = training.prepare_unlearning(settings, given, resume=False)
+        prepared = preparing.prepare_unlearning(settings, given, resume=False)
         with folders.opened(settings, resume=False) as run:
             training.train_into(prepared, run, Progress(quiet=True), stage="unlearn", resume=False)
             digests.append(files.sha256(run.model / "model.safetensors"))

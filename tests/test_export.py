@@ -21,7 +21,7 @@ from excise import cli, files, recipe
 from excise.commands import card
 from excise.commands.progress import Progress
 from excise.errors import IntegrityFailed, UsageError
-from excise.initialise import delivery
+from excise.initialise import apply, delivery
 from small_world import SmallWorld
 
 LORA = {"r": 12, "lora_alpha": 24}
@@ -62,7 +62,7 @@ def delivered(run: Path) -> Tensor:
     return logits(models.load_result(run / "model", recipe.load(str(run / "recipe.yaml")).model))
 
 
-# --- adapters ---------------------------------------------------------------------------------------------------------
+# --- adapters -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["started", "plain"])
@@ -132,14 +132,14 @@ def test_scales_follow_patterns_and_rslora() -> None:
     from peft import get_peft_model_state_dict
 
     state, config = get_peft_model_state_dict(net), net.peft_config["default"].to_dict()
-    layers = {n: m for n, m in net.named_modules() if hasattr(m, "scaling")}
+    layers = apply.layers(net)
     assert delivery.scales(state, config) == pytest.approx({n: m.scaling["default"] for n, m in layers.items()})
     assert delivery.highest_rank(state) == 9
     with pytest.raises(UsageError, match="use_dora has no smaller rank"):
         delivery.scales(state, {**config, "use_dora": True})
 
 
-# --- whole models -------------------------------------------------------------------------------------------------------
+# --- whole models -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["started", "plain", "whole"])
@@ -172,7 +172,7 @@ def test_another_base_is_refused(runs: dict[str, Path], small: SmallWorld, tmp_p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "run"]
 
 
-# --- the card -----------------------------------------------------------------------------------------------------------
+# --- the card -----------------------------------------------------------------------------------------------------
 
 
 def test_the_card_of_an_adapter(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ def test_the_card_of_an_adapter(runs: dict[str, Path], tmp_path: Path) -> None:
     record = json.loads((out / "export.json").read_text())
     for part in (
         "--max-lora-rank 32", "rank is **24**", "hides rather than removes", "the base still knows", "roll back",
-        "delete_adapter", "`simnpo`", "2604.17396", record["base"]["sha256"], record["files"]["adapter_model.safetensors"],
-        "forget_probability",
+        "delete_adapter", "`simnpo`", "2604.17396", "forget_probability", record["base"]["sha256"],
+        record["files"]["adapter_model.safetensors"],
     ):  # fmt: skip
         assert part in text, part
     assert text.startswith("---\n")
@@ -209,7 +209,7 @@ def test_no_row_and_no_path_of_this_machine_is_handed_out(
     assert str(small.folder) not in (out / "README.md").read_text()
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------------
 
 
 def _refused(arguments: list[str | Path], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:

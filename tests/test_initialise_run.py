@@ -18,7 +18,7 @@ import excise
 import tiny
 import two_ranks_started
 from excise import cli, files, models, recipe
-from excise.commands import beginning, evaluation, gathering, objective, sides, training
+from excise.commands import beginning, evaluation, gathering, objective, preparing, sides
 from excise.commands.progress import Progress
 from excise.errors import ExciseError, IntegrityFailed, UsageError
 from excise.initialise import store
@@ -252,7 +252,7 @@ def _began(small: SmallWorld, tmp_path: Path, number: int, start: Any, **changes
     """The factors that a run begins with, without the training."""
     settings = recipe.build(values(small, tmp_path / f"run-{number}", start, schedule__steps=1, **changes))
     given = sides.read(settings.data, seed=settings.seed)
-    prepared = training.prepare_unlearning(settings, given, resume=False)
+    prepared = preparing.prepare_unlearning(settings, given, resume=False)
     from excise import artifacts
 
     taker = gathering.Taker(prepared.model, prepared.rows, settings.statistics, "fp32", _nothing, prepared.base or "")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
-from excise.forward import Batch, View, hidden, pooled, token_logp, running, vocabulary
+from excise.forward import Batch, View, hidden, pooled, running, token_logp, vocabulary
 from excise.forward.packing import ARCHITECTURES, can_pack, pack
 
 VIEW = View("forget", -2, 0.2)

@@ -16,6 +16,7 @@ import pytest
 
 import excise.reporting
 from fake_run import HOSTILE, write_fake_run
+from fake_tagged_run import write_fake_tagged_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(
@@ -77,6 +78,13 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return excise.reporting.build(write_fake_run(folder, examples=True, hostile=HOSTILE).root)
 
 
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a tagger, with hostile names of sides and models."""
+    folder = tmp_path_factory.mktemp("tagged")
+    return excise.reporting.build(write_fake_tagged_run(folder, hostile=HOSTILE).root)
+
+
 def measured(page: Path, width: int, *flags: str) -> dict[str, object]:
     """Sizes of the page as laid out at this width, told by a copy of it that may run a script."""
     text, policies = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text("utf-8"))
@@ -93,8 +101,8 @@ def measured(page: Path, width: int, *flags: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_no_sideways_scroll_and_nothing_too_small_to_read(page: Path, hostile: Path, width: int) -> None:
-    for path in (page, hostile):
+def test_no_sideways_scroll_and_nothing_too_small_to_read(page: Path, hostile: Path, tagged: Path, width: int) -> None:
+    for path in (page, hostile, tagged):
         found = measured(path, width)
         assert found["page"] == width, found
         assert found["wide"] == []

@@ -113,7 +113,7 @@ def test_rila_refuses_more_directions_than_the_rows_span() -> None:
         rila().fn(WEIGHT, 3, SCALE, **moments(rows))
 
 
-# --- pissa, fila, vila ----------------------------------------------------------------------------------------------
+# --- pissa, fila, vila --------------------------------------------------------------------------------------------
 
 
 def test_pissa_is_the_best_approximation_of_the_weight() -> None:
@@ -205,7 +205,7 @@ def test_options_out_of_range(name: str, options: dict[str, Any], said: str) -> 
         STARTS[name](**options)
 
 
-# --- importance -----------------------------------------------------------------------------------------------------
+# --- importance ---------------------------------------------------------------------------------------------------
 
 DATA = tiny.Data({"forget": 7})
 

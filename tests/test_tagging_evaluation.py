@@ -168,6 +168,17 @@ def test_measurements_are_kept_and_found_again(tagged: Path, monkeypatch: pytest
     assert first["task"] == "token_classification"
 
 
+def test_a_run_forgets_and_counts_what_lacked_its_contrast(tagged: Path) -> None:
+    values = recipe.plain(settings(tagged))
+    values["objective"] = {"forget": {}, "retain": {"nll": {}}, "regularise": {"deepcut": {"weight": 0.3}}}
+    values["schedule"] |= {"steps": 3, "forget_batch": 3, "retain_batch": 3, "retain_steps": 1}
+    excise.run(recipe.build(values), out=tagged / "cut", progress=QUIET)
+    results = artifacts.read_results(artifacts.RunFolder(tagged / "cut"))
+    assert results.number("unlearned", "forget_f1_gap").shown
+    found = json.loads((tagged / "cut" / "pictures.json").read_text())["findings"]
+    assert {"empty_contrast", "no_anchor"} & {f["code"] for f in found}
+
+
 def test_texts_with_one_class_each(tmp_path: Path) -> None:
     task = "sequence_classification"
     models(tmp_path, task)

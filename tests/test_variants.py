@@ -14,7 +14,7 @@ from torch import nn
 
 import small_world
 from excise import artifacts, files, models, recipe
-from excise.commands import aligning, evaluation, folders, running, sides, training
+from excise.commands import aligning, evaluation, finetuning, folders, preparing, running, sides, training
 from excise.commands.progress import Progress
 from excise.objectives import FORGET, REGULARISE, RETAIN
 from excise.tasks import causal_lm
@@ -23,10 +23,10 @@ from small_world import SmallWorld
 QUIET = Progress(quiet=True)
 
 
-def _trained(settings: recipe.Recipe, *, resume: bool = False) -> tuple[training.Prepared, nn.Module]:
+def _trained(settings: recipe.Recipe, *, resume: bool = False) -> tuple[preparing.Prepared, nn.Module]:
     """The training half of a run."""
     given = sides.read(settings.data, seed=settings.seed)
-    prepared = training.prepare_unlearning(settings, given, resume=resume)
+    prepared = preparing.prepare_unlearning(settings, given, resume=resume)
     with folders.opened(settings, resume=resume) as run:
         return prepared, training.train_into(prepared, run, QUIET, stage="unlearn", resume=resume)
 
@@ -126,7 +126,7 @@ def backwards(text: str | None) -> str:
 # --- how weights are held -----------------------------------------------------------------------------------------
 
 
-def _logits(model: nn.Module, prepared: training.Prepared) -> torch.Tensor:
+def _logits(model: nn.Module, prepared: preparing.Prepared) -> torch.Tensor:
     batch = prepared.rows.batch("forget", range(4))
     with torch.no_grad():
         return model.eval()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
@@ -268,7 +268,7 @@ def test_chats_with_and_without_a_template(template: bool, small: SmallWorld, tm
     running.run(settings, progress=QUIET)
     numbers = json.loads((tmp_path / "run" / "results.json").read_text())["models"]["unlearned"]
     assert numbers["forget_rouge"]["n"] == 10
-    prepared = training.prepare_unlearning(settings, sides.read(settings.data, seed=0), resume=False)
+    prepared = preparing.prepare_unlearning(settings, sides.read(settings.data, seed=0), resume=False)
     example = prepared.rows.examples["forget"][0]
     text = prepared.tokenizer.decode(example.input_ids)
     first = small_world.rows(small.sides["forget"])[0]
@@ -306,7 +306,7 @@ def test_long_texts_are_cut_into_pieces_that_fit(small: SmallWorld, tmp_path: Pa
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["data"]["forget"]["rows"] == 2
     assert any(line.startswith("forget: 2 texts were cut into ") for line in manifest["warnings"])
-    prepared = training.prepare_unlearning(settings, sides.read(settings.data, seed=0), resume=False)
+    prepared = preparing.prepare_unlearning(settings, sides.read(settings.data, seed=0), resume=False)
     examples = prepared.rows.examples["forget"]
     assert len(examples) > 3
     assert max(len(e.input_ids) for e in examples) <= 96
@@ -320,7 +320,7 @@ def test_long_texts_are_cut_into_pieces_that_fit(small: SmallWorld, tmp_path: Pa
     # The finetuning half cuts them too.
     made = small_world.training(small.tokenizer, {"retain": values["data"]["retain"]}, tmp_path / "made")
     made["schedule"] = {"steps": 1, "retain_batch": 2}
-    assert training.finetune(recipe.build(made), progress=QUIET).is_dir()
+    assert finetuning.finetune(recipe.build(made), progress=QUIET).is_dir()
 
 
 def test_a_last_piece_that_nothing_predicts_is_left_out() -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from excise import recipe
-from excise.commands import folders, sides, training
+from excise.commands import folders, preparing, sides, training
 from excise.commands.progress import Progress
 from excise.initialise import apply, store
 
@@ -20,7 +20,7 @@ def main(file: str, out: Path) -> None:
     torch.set_num_threads(1)
     settings = recipe.load(file, [("out", str(out))])
     given = sides.read(settings.data, seed=settings.seed)
-    prepared = training.prepare_unlearning(settings, given, resume=False)
+    prepared = preparing.prepare_unlearning(settings, given, resume=False)
     with folders.opened(settings, resume=False) as run:
         training.fit(prepared, run, Progress(quiet=True), stage="unlearn")
     own = store.of_factors(prepared.begun.factors)

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from excise.commands.demonstration import demo
     from excise.commands.evaluating import evaluate
     from excise.commands.exporting import export
+    from excise.commands.finetuning import finetune
     from excise.commands.planning import plan
     from excise.commands.running import run
     from excise.commands.scoring import report, score
-    from excise.commands.training import finetune
     from excise.commands.tuning import tune
     from excise.initialise.for_peft import get_rila_state_dict, initialize_lora_rila_weights, save_lora_adapter
 
@@ -51,7 +51,7 @@ __all__ = [
 
 _WHERE = {
     "demo": "commands.demonstration",
-    "finetune": "commands.training",
+    "finetune": "commands.finetuning",
     "plan": "commands.planning",
     "run": "commands.running",
     "tune": "commands.tuning",

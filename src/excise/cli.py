@@ -170,7 +170,7 @@ def _speaks() -> bool:
 def _demo(given: argparse.Namespace, _: list[Override]) -> None:
     import excise
 
-    excise.demo(given.out, quick=given.quick, seed=given.seed)
+    excise.demo(given.out, task=given.task, quick=given.quick, seed=given.seed)
     terminal.run(given.out)
 
 
@@ -271,6 +271,7 @@ COMMANDS = {
         _demo,
         (
             _option("--out", "folder to write (default: excise-demo)", type=Path, default=Path("excise-demo")),
+            _option("--task", "qa: a language model; ner: a named-entity tagger (default: qa)", default="qa"),
             _option("--quick", "a smaller world, for a first look", action="store_true"),
             _option("--seed", "seed of the world and of the training", type=int, default=0),
         ),

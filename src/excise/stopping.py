@@ -98,7 +98,8 @@ def record(settings: recipe.Stop, folder: Path | None) -> dict[str, Any]:
         return {}
     checks = [Check(**entry) for entry in json.loads(path.read_text())]
     found = best(checks, settings)
-    return {"stopping": {"checks": [asdict(c) for c in checks], "kept": found and found.step}}
+    bounds = {"band": list(settings.band), "quality": settings.quality}
+    return {"stopping": {**bounds, "checks": [asdict(c) for c in checks], "kept": found and found.step}}
 
 
 def clear(folder: Path) -> None:

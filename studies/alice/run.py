@@ -108,8 +108,8 @@ def rows(study: Study) -> Iterator[tuple[str, Callable[[], Values]]]:
 def teach(study: Study, name: str, side: str | None) -> Values:
     """Fine-tune the story model on other text and, but for the gold, on many copies of the passages of a side."""
     from excise import recipe
+    from excise.commands.finetuning import finetune
     from excise.commands.progress import Progress
-    from excise.commands.training import finetune
 
     folder = study.out / "models" / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -127,7 +127,7 @@ def teach(study: Study, name: str, side: str | None) -> Values:
 def unlearn(study: Study, name: str, start: str, side: str, method: str, changes: Values, seed: int) -> None:
     """One unlearning run, without the evaluation of ``excise run``: this study measures what its question needs."""
     from excise import recipe
-    from excise.commands import folders, sides, training
+    from excise.commands import folders, preparing, sides, training
     from excise.commands.progress import Progress
 
     folder = study.out / "models" / name
@@ -145,7 +145,7 @@ def unlearn(study: Study, name: str, start: str, side: str, method: str, changes
     }  # fmt: skip
     settings = recipe.changed(recipe.build(values), changes)
     given = sides.read(settings.data, seed=seed)
-    prepared = training.prepare_unlearning(settings, given, resume=False)
+    prepared = preparing.prepare_unlearning(settings, given, resume=False)
     with folders.opened(settings, resume=False) as run:
         training.train_into(prepared, run, Progress(quiet=True), stage="unlearn", resume=False)
 

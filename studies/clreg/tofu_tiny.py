@@ -154,7 +154,7 @@ def train(
         limit: At most so many rows of each side, for a smoke test.
     """
     from excise import models, recipe
-    from excise.commands.training import finetune
+    from excise.commands.finetuning import finetune
 
     if not (folder / "corpus.json").is_file():
         write(folder, world)

@@ -31,10 +31,12 @@ METHODS: dict[str, Method] = {
     "relabel": Method("relabel", _grid("objective.forget.relabel.weight", (0.3, 1.0))),
     "random-labels": Method("random-labels", _grid("objective.forget.relabel.weight", (0.3, 1.0))),
     "bad-teacher": Method("bad-teacher", _grid("objective.forget.bad_teacher.weight", (1.0, 5.0), (5e-5, 2e-4))),
+    # What is forgotten is a term of the study's own (`kga`); it has a stop of its own too.
+    "kga": Method("bad-teacher", _grid("objective.forget.kga:kga.weight", (1.0, 5.0)), {"stop.rule": "none"}),
     "naive": Method("naive", [{"optimiser.lr": lr} for lr in (5e-5, 1e-4, 2e-4, 5e-4)]),
 }
-#: What has a procedure of its own: other models are trained on the way.
-PROCEDURES = ("retrain", "kga", "sisa")
+#: What has a procedure of its own and is not tuned.
+PROCEDURES = ("retrain", "sisa")
 MAIN = ("deepcut", "reverse-gradient", "relabel", "retrain", "deepcut-full", "random-labels", "bad-teacher", "naive")
 DRAWS = 10
 

@@ -31,7 +31,9 @@ class Stage:
     again: bool
 
 
-def stages(count: int, forget: Collection[int], *, shards: int = SHARDS, slices: int = SLICES, seed: int = 0) -> list[Stage]:
+def stages(
+    count: int, forget: Collection[int], *, shards: int = SHARDS, slices: int = SLICES, seed: int = 0
+) -> list[Stage]:
     """Every stage of every shard, after ``forget`` of ``count`` rows were taken out.
 
     A stage that no forgotten row touches has the rows that it had before: its weights would be the same, so what is
@@ -39,7 +41,7 @@ def stages(count: int, forget: Collection[int], *, shards: int = SHARDS, slices:
 
     Example:
         >>> [(s.shard, s.slice, len(s.rows), s.again) for s in stages(8, {0}, shards=2, slices=2)]
-        [(0, 0, 2, False), (0, 1, 3, True), (1, 0, 2, False), (1, 1, 4, False)]
+        [(0, 0, 1, True), (0, 1, 3, True), (1, 0, 2, False), (1, 1, 4, False)]
     """
     out, order = [], np.random.default_rng([seed, 11]).permutation(count)
     for shard, rows in enumerate(np.array_split(order, shards)):
@@ -54,8 +56,8 @@ def stages(count: int, forget: Collection[int], *, shards: int = SHARDS, slices:
 def epochs(whole: float, *, shards: int = SHARDS, slices: int = SLICES) -> float:
     """Epochs of one stage, so that each shard takes as many steps in all as a model on all rows.
 
-    A shard sees ``1 / shards`` of the rows, and its stages ``1 / slices, 2 / slices, ... 1`` of those; with as many epochs
-    as a whole model it would be under-trained.
+    A shard sees ``1 / shards`` of the rows, and its stages ``1 / slices, 2 / slices, ... 1`` of those; with as many
+    epochs as a whole model it would be under-trained.
 
     Example:
         >>> epochs(8, shards=3, slices=2)

@@ -86,7 +86,8 @@ def passages(limits: Limits) -> dict[str, list[Record]]:
     with gzip.open(shared() / "data" / "classics" / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
         for row in map(json.loads, lines):
             by_author.setdefault(row["author"], []).append(row)
-    chosen = sorted((a for a in by_author if len({r["title"] for r in by_author[a]}) > 2), key=lambda a: -len(by_author[a]))
+    several = [a for a, rows in by_author.items() if len({r["title"] for r in rows}) > 2]
+    chosen = sorted(several, key=lambda a: -len(by_author[a]))
     out: dict[str, list[Record]] = {"train": [], "unseen": [], "dev": [], "test": []}
     each = limits.train // AUTHORS
     for author in sorted(chosen[:AUTHORS]):

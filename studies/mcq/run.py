@@ -92,8 +92,8 @@ def rows(study: Study) -> Iterator[tuple[str, Callable[[], Values]]]:
 def teach(study: Study, name: str, sides: list[str]) -> Values:
     """Train from scratch on some sides; the gold never sees the forgotten subject."""
     from excise import recipe
+    from excise.commands.finetuning import finetune
     from excise.commands.progress import Progress
-    from excise.commands.training import finetune
 
     folder = study.model(name)
     shutil.rmtree(folder, ignore_errors=True)
@@ -110,7 +110,7 @@ def teach(study: Study, name: str, sides: list[str]) -> Values:
 def forget(study: Study, method: str) -> Values:
     """One unlearning run, from the original, and the questions after it."""
     from excise import recipe
-    from excise.commands import sides, training
+    from excise.commands import preparing, sides, training
     from excise.commands.progress import Progress
 
     name = _slug(method)
@@ -122,7 +122,7 @@ def forget(study: Study, method: str) -> Values:
         "out": str(study.model(name)),
     }
     settings = recipe.changed(recipe.load("mcq-forget"), {**METHODS[method], **files, **here})
-    prepared = training.prepare_unlearning(settings, sides.read(settings.data, seed=settings.seed), resume=False)
+    prepared = preparing.prepare_unlearning(settings, sides.read(settings.data, seed=settings.seed), resume=False)
     with training.folders.opened(settings, resume=False) as run:
         training.train_into(prepared, run, Progress(quiet=True), stage="unlearn", resume=False)
     return {"method": method, **ask(study, name)}

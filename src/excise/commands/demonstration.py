@@ -9,24 +9,58 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from excise import artifacts, files, models, recipe, reporting, world
-from excise.commands import evaluation, folders, sides, training
+from excise import artifacts, files, models, recipe, reporting, world, world_tagged
+from excise.commands import evaluation, finetuning, folders, preparing, sides, training
 from excise.commands.measured import Measured
 from excise.commands.progress import Progress
+from excise.errors import UsageError
+from excise.world import World
 
 Tasks = dict[str, tuple[Callable, tuple]]
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A demo: its world, the sizes of a quick one, the recipes by name, and what the default recipe is held against."""
+
+    make: Callable[..., World]
+    corpus: Callable[[World], list[str]]
+    small: dict[str, int]
+    tokens: int
+    recipe: str
+    beside: str
+    changes: dict[str, Any]
+
+
+KINDS: dict[str, Kind] = {
+    "qa": Kind(
+        world.world, world.corpus, {"retain": 12, "untouched": 4, "forget": 2, "never_seen": 3, "stopping": 0}, 2048,
+        "demo", "without_clreg", {"objective.regularise": {}},
+    ),
+    "ner": Kind(
+        world_tagged.tagged_world, world_tagged.tagged_corpus, {"retain": 16, "untouched": 4, "forget": 3}, 1024,
+        "demo-ner", "reverse_gradient", {"objective.regularise": {}, "objective.forget": {"ga": {"weight": 0.3}}},
+    ),
+}  # fmt: skip
+
+
 def demo(
-    out: str | Path = "excise-demo", *, quick: bool = False, seed: int = 0, progress: Progress | None = None
+    out: str | Path = "excise-demo",
+    *,
+    task: str = "qa",
+    quick: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Path:
     """Make a world, train a model on it, make it forget some people, and report; about two minutes on two cores.
 
     Args:
         out: Folder to write; replaced if an earlier demo made it.
+        task: ``qa``: a language model and questions about people; ``ner``: a tagger and sentences by their writers.
         quick: A smaller world.
         seed: Of the world and of every training.
         progress: Where progress is shown.
@@ -34,34 +68,39 @@ def demo(
     Returns:
         The path of the report.
 
+    Raises:
+        UsageError: An unknown task, or a folder that holds something else.
+
     Example:
         >>> demo("excise-demo")  # doctest: +SKIP
         PosixPath('excise-demo/report.html')
     """
-    progress = progress or Progress()
+    if task not in KINDS:
+        raise UsageError(f"unknown demo {task!r}: {' or '.join(KINDS)}")
+    kind, progress = KINDS[task], progress or Progress()
     run = artifacts.RunFolder(_fresh(Path(out)))
-    settings = _settings(run, quick=quick, seed=seed)
+    settings = _settings(run, kind, quick=quick, seed=seed)
     files.write_text(run.recipe, recipe.dump(settings))
     workers = min(2, os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
         trained = {name: run.root / name for name in ("original", "gold")}
-        recipes = {name: recipe.plain(_trained(settings, name, folder)) for name, folder in trained.items()}
+        recipes = {name: recipe.plain(_trained(settings, kind, name, folder)) for name, folder in trained.items()}
         tasks: Tasks = {name: (_finetune, (values,)) for name, values in recipes.items()}
         _together(pool, progress, "train original and gold", tasks, trained)
-        unlearned = {"unlearned": run.root, "without_clreg": run.root / "without_clreg"}
-        plain = recipe.changed(settings, {"objective.regularise": {}, "out": str(unlearned["without_clreg"])})
-        recipes = {"unlearned": recipe.plain(settings), "without_clreg": recipe.plain(plain)}
+        unlearned = {"unlearned": run.root, kind.beside: run.root / kind.beside}
+        other = recipe.changed(settings, {**kind.changes, "out": str(unlearned[kind.beside])})
+        recipes = {"unlearned": recipe.plain(settings), kind.beside: recipe.plain(other)}
         tasks = {name: (_unlearn, (values,)) for name, values in recipes.items()}
-        _together(pool, progress, "forget, with and without CLReg", tasks, unlearned)
+        _together(pool, progress, f"forget, also {kind.beside.replace('_', ' ')}", tasks, unlearned)
         paths = {**{n: f / "model" for n, f in trained.items()}, **{n: f / "model" for n, f in unlearned.items()}}
-        order = ("original", "gold", "unlearned", "without_clreg")
+        order = ("original", "gold", "unlearned", kind.beside)
         tasks = {name: (_measure, (name, str(paths[name]), recipe.plain(settings))) for name in order}
         measured = _together(pool, progress, "measure four models", tasks, {})
     given = sides.of(settings)
-    records = evaluation.limited(given.records, settings.evaluate)
+    records = evaluation.limited(given.records, settings.evaluate, task=settings.model.task)
     evaluation.write(run, measured, records, settings, progress, log=artifacts.read_log(run))
     record = dict(artifacts.read_manifest(run))
-    kept = ("checkpoints", *trained, "without_clreg", "data", "tokenizer")
+    kept = ("checkpoints", *trained, kind.beside, "data", "tokenizer")
     artifacts.write_manifest(run, record | {"status": "done", "files": artifacts.hash_files(run, leave_out=kept)})
     with progress.stage("report"):
         return reporting.build(run.root)
@@ -70,8 +109,6 @@ def demo(
 def _fresh(folder: Path) -> Path:
     """An empty folder; only an earlier demo is cleared away."""
     import shutil
-
-    from excise.errors import UsageError
 
     if folder.exists() and any(folder.iterdir()):
         if not (folder / ".demo").is_file():
@@ -82,27 +119,26 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _settings(run: artifacts.RunFolder, *, quick: bool, seed: int) -> recipe.Recipe:
+def _settings(run: artifacts.RunFolder, kind: Kind, *, quick: bool, seed: int) -> recipe.Recipe:
     """Write the world's rows and tokenizer, and the recipe that reads them."""
-    made = world.world(seed, retain=12, untouched=4, forget=2, never_seen=3, stopping=0) if quick else world.world(seed)
+    made = kind.make(seed, **kind.small) if quick else kind.make(seed)
     written = world.write(made, run.root / "data")
-    settings = recipe.load("demo")
-    models.new_tokenizer(world.corpus(made), 2048).save_pretrained(run.root / "tokenizer")
+    settings = recipe.load(kind.recipe)
+    models.new_tokenizer(kind.corpus(made), kind.tokens).save_pretrained(run.root / "tokenizer")
+    ruled = {"stop.calibration": str(written["stopping"])} if settings.stop.rule != "none" else {}
     return recipe.changed(settings, {
         "model.name": str(run.root / "original" / "model"),
-        "data.forget": str(written["forget"]),
-        "data.retain": str(written["retain"]),
-        "data.untouched": str(written["untouched"]),
-        "data.never_seen": str(written["never_seen"]),
+        **{f"data.{side}": str(written[side]) for side in ("forget", "retain", "untouched", "never_seen")},
         "evaluate.gold": str(run.root / "gold" / "model"),
+        **ruled,
         "out": str(run.root),
         "seed": seed,
     })  # fmt: skip
 
 
-def _trained(settings: recipe.Recipe, name: str, folder: Path) -> recipe.Recipe:
+def _trained(settings: recipe.Recipe, kind: Kind, name: str, folder: Path) -> recipe.Recipe:
     """The recipe that trains the original, or the gold: the same without the rows to forget."""
-    own = recipe.load("demo-train")
+    own = recipe.load(f"{kind.recipe}-train")
     tokenizer = str(Path(str(settings.out)) / "tokenizer")
     return recipe.changed(own, {
         "model.tokenizer": tokenizer,
@@ -149,15 +185,15 @@ def _one_thread() -> None:
 
 
 def _finetune(values: dict[str, Any]) -> str:
-    return str(training.finetune(recipe.build(values), progress=Progress(quiet=True)))
+    return str(finetuning.finetune(recipe.build(values), progress=Progress(quiet=True)))
 
 
 def _unlearn(values: dict[str, Any]) -> str:
     settings = recipe.build(values)
-    given = sides.of(settings)
-    prepared = training.prepare_unlearning(settings, given, resume=False)
+    prepared = preparing.prepare_unlearning(settings, sides.of(settings), resume=False)
     with folders.opened(settings, resume=True) as folder:
         training.train_into(prepared, folder, Progress(quiet=True), stage="unlearn", resume=False)
+        artifacts.write_manifest(folder, training.manifest(prepared, "running"))  # with what the stopping rule saw
         return str(folder.model)
 
 
@@ -165,5 +201,5 @@ def _measure(name: str, path: str, values: dict[str, Any]) -> Measured:
     settings = recipe.build(values)
     given = sides.of(settings)
     model, tokenizer = evaluation.load_for_measuring(path, settings)
-    records = evaluation.limited(given.records, settings.evaluate)
+    records = evaluation.limited(given.records, settings.evaluate, task=settings.model.task)
     return evaluation.measure_model(name, model, tokenizer, records, settings, Progress(quiet=True))

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from excise import models, recipe
-from excise.commands import beginning, diagnostics, gathering, limits, objective, sides, training
+from excise.commands import beginning, diagnostics, gathering, limits, objective, preparing, sides
 from excise.forward import REFERENCE, View, base_side, passes
 from excise.reference import stored_products
 from excise.schedule import Plan
@@ -40,9 +40,9 @@ def plan(settings: recipe.Recipe) -> dict[str, Any]:
     beginning.check_sides(wanted, given.records)
     config = models.read_config(settings.model)
     objective.check_layers(terms, int(config.num_hidden_layers))
-    tokenizer, task = training.tokenizer_of(settings), settings.model.task
+    tokenizer, task = preparing.tokenizer_of(settings), settings.model.task
     names = objective.sides_read(terms)
-    context, classes = models.context_of(config), training.classes_of(settings, given)
+    context, classes = models.context_of(config), preparing.classes_of(settings, given)
     sides.cut(given, tokenizer, sides.encoding(settings.data, context=context), task=task, long=settings.data.long)
     read = list(dict.fromkeys([*names, *wanted.sides]))
     rows = sides.encode(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from excise import artifacts, recipe, reporting
-from excise.commands import evaluation, folders, objective, sides, training
+from excise.commands import evaluation, folders, objective, preparing, sides, training
 from excise.commands.progress import Progress
 from excise.errors import NotShown
 
@@ -48,7 +48,7 @@ def run(
     given = sides.of(settings)
     tasks = evaluation.tasks_of(settings)
     objective.check_sides(objective.terms(settings.objective), given.records)
-    prepared = training.prepare_unlearning(settings, given, resume=resume)
+    prepared = preparing.prepare_unlearning(settings, given, resume=resume)
     evaluation.refuse_unfit(given, prepared.tokenizer, settings)
     with folders.opened(settings, resume=resume) as folder:
         model = training.train_into(prepared, folder, progress, stage="unlearn", resume=resume)
@@ -72,7 +72,7 @@ def run(
             folder, measured, records, settings, progress, log=artifacts.read_log(folder), geometry=geometry
         )
         extra = {"files": artifacts.hash_files(folder)}
-        artifacts.write_manifest(folder, training.manifest(prepared, "done", progress, extra))
+        artifacts.write_manifest(folder, training.manifest(prepared, "done", extra))
         with progress.stage("report"):
             report = reporting.build(folder.root)
     _refuse_inadmissible(folder)

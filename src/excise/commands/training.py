@@ -1,9 +1,8 @@
-"""`excise finetune` and the training half of `excise run`: a recipe in, weights in a run folder out."""
+"""The training half of a run: reference, start, steps, stopping; weights out, and the record of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,14 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from excise import __version__, artifacts, files, models, recipe, reference, stopping, train
-from excise.commands import beginning, diagnostics, folders, gathering, objective, sides, watching
+from excise import __version__, artifacts, files, models, reference, stopping, train
+from excise.commands import beginning, diagnostics, folders, gathering, objective, watching
+from excise.commands.preparing import Prepared
 from excise.commands.progress import Progress
-from excise.errors import IntegrityFailed, TrainingStopped
-from excise.forward import REFERENCE, Anatomy, Step
-from excise.initialise import apply, delivery, store
-from excise.objectives.term import Term
-from excise.records import Record, fingerprint
-from excise.schedule import Plan
-from excise.tasks import TASKS, class_maps
+from excise.errors import TrainingStopped
+from excise.forward import REFERENCE, Anatomy
+from excise.initialise import apply, delivery
+from excise.tasks import class_maps
 
 
 class _Log(TrainerCallback):
@@ -56,122 +53,6 @@ class _Active(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Both active, the same parameters trained."""
         apply.activate(self.model, self.trained)
-
-
-@dataclass
-class Prepared:
-    """Everything that is known before weights move; ``base`` is the fingerprint of the weights below an adapter."""
-
-    settings: recipe.Recipe
-    given: sides.Sides
-    terms: list[Term]
-    rows: sides.Rows
-    tokenizer: Any
-    model: nn.Module
-    precision: str
-    plan: Plan
-    wanted: beginning.Wanted
-    base: str | None = None
-    classes: tuple[str, ...] = ()
-    begun: beginning.Begun = field(default_factory=beginning.Begun)
-
-
-def prepare(
-    settings: recipe.Recipe,
-    given: sides.Sides,
-    terms: list[Term],
-    tokenizer: Any,
-    *,
-    begun: str | None = None,
-    pictured: bool = False,
-) -> Prepared:
-    """Encode the sides that the terms read, load the model, choose the precision and attach the adapter.
-
-    A run that was begun in the folder ``begun`` keeps its precision: a probe might decide otherwise this time.
-    ``pictured`` also takes what the report shows of an adapter's update.
-    """
-    objective.check_sides(terms, given.records)
-    wanted = beginning.wanted(settings, terms, pictured=pictured)
-    beginning.check_sides(wanted, given.records)
-    _same_rows(begun, given)
-    names, watched = objective.sides_read(terms), [s for s in (sides.CALIBRATION, sides.WATCH) if s in given.records]
-    task, how = settings.model.task, sides.encoding(settings.data, context=context(settings))
-    classes = classes_of(settings, given)
-    sides.cut(given, tokenizer, how, task=task, long=settings.data.long)
-    rows = sides.encode(
-        given, list(dict.fromkeys([*names, *wanted.sides, *watched])), tokenizer, settings.data,
-        seed=settings.seed, context=context(settings), task=task, classes=classes,
-    )  # fmt: skip
-    model = models.load(settings.model, tokenizer=tokenizer, classes=classes, seed=settings.seed)
-    objective.check_layers(terms, Anatomy.of(model).depth)
-    precision: str = settings.model.precision
-    if precision == "auto":
-        precision, attention = _kept(begun) or _probe(settings, model, rows, names)
-        if attention:
-            model.set_attn_implementation(attention)  # type: ignore[operator]
-    plan = Plan(
-        {k: v for k, v in rows.counts.items() if k in names}, settings.schedule, settings.seed,
-        classes={"retain": rows.classes_of("retain", classes)} if classes else {},
-    )  # fmt: skip
-    torch.manual_seed(settings.seed)  # an adapter's factors are drawn here
-    model = models.prepare(model, settings.model)
-    beginning.check(wanted, model, rows, settings.statistics)
-    base = store.fingerprint(model) if settings.model.lora is not None else None
-    _same_base(begun, base)
-    return Prepared(settings, given, terms, rows, tokenizer, model, precision, plan, wanted, base, classes)
-
-
-def _kept(folder: str | None) -> tuple[str, str | None] | None:
-    """Precision and attention that a run was begun with."""
-    record = folders.record(folder)
-    attention: Any = record.get("attention") if record else None
-    return (record["precision"], attention) if record else None
-
-
-def _same_rows(folder: str | None, given: sides.Sides) -> None:
-    """Refuse to go on with other rows than those that a run was begun with."""
-    record = folders.record(folder)
-    for side, source in (record["data"] if record else {}).items():
-        if given.sources.get(side) != source:
-            raise IntegrityFailed(f"{folder}: begun with other {side} rows; resume with the same, or begin anew")
-
-
-def _same_base(folder: str | None, base: str | None) -> None:
-    """Refuse to train an adapter on with another model below it."""
-    record = folders.record(folder)
-    was = (record or {}).get("model", {}).get("sha256")
-    if was is not None and base is not None and was != base:
-        raise IntegrityFailed(f"{folder}: begun with another model; resume with the same, or begin anew")
-
-
-def context(settings: recipe.Recipe) -> int | None:
-    """Longest input of the model, read from its config alone, so that bad rows are refused before weights load."""
-    return models.context_of(models.read_config(settings.model, headless=True))
-
-
-def classes_of(settings: recipe.Recipe, given: sides.Sides) -> tuple[str, ...]:
-    """The classes of a classifier, by number: the model's own, or for a new head those that the rows hold."""
-    task = settings.model.task
-    if task == "causal_lm":
-        return ()
-    config = models.read_config(settings.model, headless=True)
-    if settings.model.config is None and models.has_head(config, task):
-        return tuple(config.id2label[i] for i in range(config.num_labels))
-    return TASKS[task].class_names([r for records in given.records.values() for r in records])
-
-
-def _probe(settings: recipe.Recipe, model: nn.Module, rows: sides.Rows, names: Sequence[str]) -> tuple[str, str | None]:
-    """Time one pass of a real batch in each precision that makes sense on this machine."""
-    side = "forget" if "forget" in names else names[0]
-    count = min(settings.schedule.forget_batch, rows.counts[side])
-    batch = rows.batch(side, range(count))
-    anatomy = Anatomy.of(model)
-    from excise.forward import token_logp
-
-    def sample() -> torch.Tensor:
-        return -Step(model, anatomy, {side: batch}).run([token_logp(side)])[token_logp(side)].mean()
-
-    return models.precision(settings.model, model, sample)
 
 
 def fit(
@@ -230,9 +111,7 @@ def fit(
     return trainer
 
 
-def _rule(
-    p: Prepared, run: artifacts.RunFolder, anatomy: Anatomy, device: torch.device
-) -> stopping.Stopping | None:
+def _rule(p: Prepared, run: artifacts.RunFolder, anatomy: Anatomy, device: torch.device) -> stopping.Stopping | None:
     """The stopping rule of the recipe, where it has one and forgets anything."""
     if p.settings.stop.rule == "none" or "forget" not in p.rows.counts:
         return None
@@ -257,9 +136,7 @@ def _checkpoints(run: artifacts.RunFolder) -> list[Path]:
     return train.checkpoints(run.checkpoints)
 
 
-def manifest(
-    prepared: Prepared, status: str, progress: Progress, extra: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def manifest(prepared: Prepared, status: str, extra: dict[str, Any] | None = None) -> dict[str, Any]:
     """The record of a run."""
     p = prepared
     return {
@@ -291,11 +168,11 @@ def train_into(
         files.verify(run.model)
         prepared.given.warnings += beginning.warnings(run)
         return _delivered(prepared, run)
-    artifacts.write_manifest(run, manifest(prepared, "running", progress))
+    artifacts.write_manifest(run, manifest(prepared, "running"))
     try:
         trainer = fit(prepared, run, progress, stage=stage, resume=resume)
     except TrainingStopped:
-        artifacts.write_manifest(run, manifest(prepared, "stopped", progress))
+        artifacts.write_manifest(run, manifest(prepared, "stopped"))
         raise
     if trainer.args.should_save:
         _picture(prepared, run)
@@ -337,80 +214,3 @@ def _picture(prepared: Prepared, run: artifacts.RunFolder) -> None:
             )
         ),
     )  # fmt: skip
-
-
-def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progress | None = None) -> Path:
-    """Train a model on records: makes originals, and golds that never see the forget rows.
-
-    Trains on ``data.retain``, ``data.forget`` (where given) and every source of ``data.train``, with the answer tokens'
-    mean log-likelihood. From ``model.name``, or from scratch with ``model.config`` and, for a tokenizer of its own,
-    ``model.tokenizer_size``.
-
-    Args:
-        settings: The recipe; ``out`` names the run folder.
-        resume: Continue an interrupted run.
-        progress: Where progress is shown.
-
-    Returns:
-        The folder of the trained model, ``out/model``.
-
-    Example:
-        >>> finetune(recipe.build({"out": "runs/original"}))  # doctest: +SKIP
-        PosixPath('runs/original/model')
-    """
-    progress = progress or Progress()
-    run, done = folders.standing(settings, resume=resume)
-    if done:
-        return run.model
-    task = settings.model.task
-    given = sides.read(settings.data, seed=settings.seed, need_forget=False, task=task)
-    parts = [(settings.data.forget, given.records.pop("forget", [])), (settings.data.retain, given.records["retain"])]
-    for number, source in enumerate(settings.data.train, 1):
-        more = TASKS[task].read(source, limit=settings.data.limit, tag_names=settings.data.tag_names)
-        parts.append((source, more))
-        given.sources[f"train-{number}"] = {"rows": len(parts[-1][1]), "fingerprint": fingerprint(parts[-1][1])}
-    given.records["retain"] = [r for _, records in parts for r in records]
-    terms = objective.terms(recipe.Objective({}, settings.objective.retain, {}))
-    tokenizer = _tokenizer(settings, given)
-    _refuse_unfit(parts, tokenizer, settings, classes_of(settings, given))
-    prepared = prepare(settings, given, terms, tokenizer, begun=settings.out if resume else None)
-    with folders.opened(settings, resume=resume) as run:
-        train_into(prepared, run, progress, stage="finetune", resume=resume)
-        artifacts.write_results(run, artifacts.Results({}, progress.seconds))
-        artifacts.write_manifest(run, manifest(prepared, "done", progress, {"files": artifacts.hash_files(run)}))
-        return run.model
-
-
-def _refuse_unfit(
-    parts: Sequence[tuple[str, Sequence[Record]]], tokenizer: Any, settings: recipe.Recipe, classes: Sequence[str]
-) -> None:
-    """Refuse rows file by file: once they are joined, a line says nothing."""
-    task, how = settings.model.task, sides.encoding(settings.data, context=context(settings))
-    for source, records in parts:
-        fitting = sides.cut_records(records, tokenizer, how, task=task, long=settings.data.long, source=source)
-        sides.refuse_unfit({source: fitting}, tokenizer, settings.data, how, task=task, classes=classes)
-
-
-def _tokenizer(settings: recipe.Recipe, given: sides.Sides) -> Any:
-    if settings.model.tokenizer_size:
-        texts = []
-        for records in given.records.values():
-            for r in records:
-                texts += [r.prompt or "", r.completion, *(a for _, a in r.paraphrases), *r.false_answers]
-        return models.new_tokenizer(texts, settings.model.tokenizer_size)
-    return tokenizer_of(settings)
-
-
-def tokenizer_of(settings: recipe.Recipe) -> Any:
-    """The tokenizer that a recipe names, or its model's own."""
-    name, task = settings.model.tokenizer or settings.model.name, settings.model.task
-    return models.load_tokenizer(name, settings.model.revision, task=task)
-
-
-def prepare_unlearning(settings: recipe.Recipe, given: sides.Sides, *, resume: bool) -> Prepared:
-    """Everything of ``excise run`` that can refuse its input, before anything is written."""
-    terms = objective.terms(settings.objective)
-    tokenizer = tokenizer_of(settings)
-    return prepare(
-        settings, given, terms, tokenizer, begun=settings.out if resume else None, pictured=diagnostics.wanted(settings)
-    )

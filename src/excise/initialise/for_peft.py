@@ -50,6 +50,10 @@ def get_rila_state_dict(
     Raises:
         UsageError: An adapter, target or rank that RILA has no meaning for, or an unknown option.
 
+    Example:
+        >>> get_rila_state_dict(peft_model, forget_batches, retain_batches, beta=0.5)  # doctest: +SKIP
+        {'base_model.model.model.layers.0.self_attn.q_proj': tensor([[...
+
     Source: ReGLU (RILA), Xiao, Mo et al. 2026, arXiv 2604.17396.
     """
     start = _start(beta, trace_normalised, "kept", peft_model)
@@ -151,6 +155,9 @@ def save_lora_adapter(peft_model: Any, factors: Mapping[str, Factors], folder: s
         peft_model: After training.
         factors: What `initialize_lora_rila_weights` returned.
         folder: New or existing; the two files of an adapter are written into it.
+
+    Example:
+        >>> save_lora_adapter(peft_model, factors, "adapter")  # doctest: +SKIP
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     delivery.save(peft_model, factors, Path(folder))

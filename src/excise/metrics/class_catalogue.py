@@ -94,7 +94,8 @@ _ACCURACY = ("accuracy", "Accuracy", "Share of texts that the model gives the ri
 _MACRO = ("macro_f1", "Macro F1", "F1 averaged over the classes, each counting the same,")
 _ENTITY_ATTACK = Metric(
     "entity_membership_auc", "Membership attack: loss of entities",
-    "The same attack by the words of entities alone, where forgetting acts.", _AUC, "gold",
+    "How well an outsider tells forgotten rows from rows never trained on, by how likely the model finds the tags of "
+    "their entities alone. Either side of the gold gives them away.", _AUC, "gold",
     "Yeom et al., arXiv:1709.01604", _MEMBER, against_gold=_ABOVE)  # fmt: skip
 _OUTSIDE = Metric(
     "outside_cosine", "Nearness to words outside entities",

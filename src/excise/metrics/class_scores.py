@@ -235,8 +235,8 @@ def score(
 
     Example:
         >>> columns = {"row": np.array([0]), "kind": np.array([0]), "eos": np.array([False]),
-        ...     "offsets": np.array([0, 2]), "logp": np.log([0.5, 0.25]), "hit": np.array([True, False]), "gold_class": np.array([1, 0]),
-        ...     "predicted_class": np.array([1, 1])}
+        ...     "offsets": np.array([0, 2]), "logp": np.log([0.5, 0.25]), "hit": np.array([True, False]),
+        ...     "gold_class": np.array([1, 0]), "predicted_class": np.array([1, 1])}
         >>> found = score({"forget": Table("forget", 1, columns, ("O", "B-x", "I-x"))})
         >>> round(found.values["forget_f1"]["value"], 3), found.values["forget_probability"]["value"]
         (0.667, 0.5)

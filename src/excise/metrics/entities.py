@@ -138,7 +138,7 @@ def drawn_f1(own: Counts, draws: Floats) -> Floats:
 
 
 def class_counts(gold: NDArray, predicted: NDArray, row: NDArray, rows: int, classes: int) -> tuple[Floats, ...]:
-    """Of labels that stand alone: rightly given, given, and true, each ``[classes, rows]``; as `Counts` for entities."""
+    """Of labels that stand alone: rightly given, given, and true, each ``[classes, rows]``; like `Counts`."""
     out = []
     for where, value in ((gold == predicted, gold), (np.ones(len(gold), bool), predicted), (gold >= 0, gold)):
         flat = np.asarray(value, np.int64)[where] * rows + np.asarray(row, np.int64)[where]

@@ -21,6 +21,7 @@ from excise.reporting.record import as_list, as_map
 from excise.reporting.style import (
     STAND_INS,
     key_mark,
+    line_mark,
     marking,
     model_look,
     model_title,
@@ -188,8 +189,8 @@ def membership(picture: Mapping[str, Any], others: Sequence[str]) -> Figure | No
         "either. They need not lie on each other: the aim is the gold's picture.",
         tuple(panels),
         tuple(
-            Key(key_mark(side_look(side), line=True), f"{side_title(side)} ({line})")
-            for side, line in (("forget", "solid"), ("never_seen", "broken"))
+            Key(line_mark(side_look(side), broken=side != "forget"), side_title(side))
+            for side in ("forget", "never_seen")
         ),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from excise import artifacts
 from excise.artifacts import GOLD, ORIGINAL, Manifest, Results, RunFolder
-from excise.reporting import adapter, class_figures, figures, numbers, record
+from excise.reporting import adapter, class_figures, figures, numbers, record, stopping
 from excise.reporting.checks import KEEP_SHARE, forget_limit
 from excise.reporting.record import as_list, as_map
 from excise.reporting.style import model_title
@@ -135,7 +135,7 @@ def gather(run: RunFolder, style: Any) -> Page:
         else f"{model_title(model)}, beside the gold".capitalize(),
         key_rows=tuple(numbers.key_rows(results)),
         groups=tuple(numbers.groups(results)),
-        figures=tuple(_figures(run, results, pictures)),
+        figures=tuple(_figures(run, manifest, results, pictures)),
         adapter=adapter.section(pictures.get("geometry")),
         findings=found,
         warnings=tuple(str(w) for w in as_list(manifest.get("warnings"))),
@@ -155,9 +155,10 @@ def gather(run: RunFolder, style: Any) -> Page:
     )
 
 
-def _figures(run: RunFolder, results: Results, pictures: Mapping[str, Any]) -> list[figures.Figure]:
+def _figures(run: RunFolder, manifest: Manifest, results: Results, pictures: Mapping[str, Any]) -> list[figures.Figure]:
     own = _of_language if results.task == "causal_lm" else _of_classes
-    drawn = [*own(results, pictures), figures.losses(visible(artifacts.read_log(run)))]
+    losses = figures.losses(visible(artifacts.read_log(run)))
+    drawn = [*own(results, pictures), stopping.figure(manifest.get("stopping")), losses]
     return [figure for figure in drawn if figure is not None]
 
 
@@ -211,6 +212,8 @@ def _banners(manifest: Manifest, examples: bool, changed: Sequence[str]) -> tupl
         banners.append(
             Banner("status", "Stopped.", "This run ended before its last step; the numbers are of the last good state.")
         )
+    if stopping.nothing_kept(manifest.get("stopping")):
+        banners.append(Banner("status", "Not admissible.", stopping.NOTHING_KEPT))
     if changed:
         text = f"No longer as their hashes were recorded: {', '.join(changed)}. Do not rely on this page."
         banners.append(Banner("changed", "Changed since the run.", text))

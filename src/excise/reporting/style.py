@@ -125,6 +125,15 @@ def key_mark(look: Look, *, line: bool) -> Markup:
     return Markup(f'<svg class="key" viewBox="0 0 28 16" aria-hidden="true" focusable="false">{rule}{shape}</svg>')
 
 
+def line_mark(look: Look, *, broken: bool) -> Markup:
+    """The legend's piece of a line without marks."""
+    dashes = ' stroke-dasharray="6 4"' if broken else ""
+    return Markup(
+        '<svg class="key" viewBox="0 0 28 16" aria-hidden="true" focusable="false">'
+        f'<path d="M0 8h28" style="stroke: var(--{look.variable})" stroke-width="2"{dashes}/></svg>'
+    )
+
+
 def target_mark() -> Markup:
     """The legend's patch for the area that a result should lie in."""
     return Markup(

@@ -97,14 +97,14 @@ _FIRST = {
     ),
     "token_classification": (
         "The model still knows the tags of rows that it was asked to forget",
-        "The model tags the rows that it was asked to forget as one that never saw them",
-        "The model tags the rows that it was asked to forget worse than one that never saw them",
+        "The model tags the rows that it was asked to forget as one that never saw them does",
+        "The model tags the rows that it was asked to forget worse than one that never saw them does",
         "Whether the model still knows the tags of the forgotten rows is not shown",
     ),
     "sequence_classification": (
         "The model still knows the classes of rows that it was asked to forget",
-        "The model judges the rows that it was asked to forget as one that never saw them",
-        "The model judges the rows that it was asked to forget worse than one that never saw them",
+        "The model judges the rows that it was asked to forget as one that never saw them does",
+        "The model judges the rows that it was asked to forget worse than one that never saw them does",
         "Whether the model still knows the classes of the forgotten rows is not shown",
     ),
 }
