@@ -289,6 +289,23 @@ def test_the_directions_can_be_kept_and_given_again(tmp_path: Path) -> None:
         excise.initialize_lora_rila_weights(attached(original, r=2), rila_state_dict=state)
 
 
+def test_a_base_in_four_bits_is_kept(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="NOT TESTED: 4-bit bases need bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny.model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, quantization_config=how).eval()
+    net = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with pytest.raises(UsageError, match="is quantised and cannot be changed: set base: kept"):
+        excise.initialize_lora_rila_weights(net, loader("forget"), loader("retain"))
+    excise.initialize_lora_rila_weights(net, loader("forget"), loader("retain"), base="kept")
+    own = logits(net.eval())
+    with net.disable_adapter():  # the base by the same kernel: the library has several, which differ by 1 %
+        assert apart(logits(net), own) < 1e-5
+    assert all(bool(b.any()) for b in lora_factors(net, "B").values())
+
+
 def test_what_a_peft_model_must_be() -> None:
     original = tiny.model("llama")
     with pytest.raises(UsageError, match="an adapter named 'default'"):

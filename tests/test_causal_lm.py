@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -107,6 +107,7 @@ def test_a_token_across_the_boundary_is_a_label_whole(prompt, completion):
     tokenizer = greedy_merges()
     row = encode(prompt, completion, tokenizer, max_length=99)
     head, labels = row.input_ids[: row.label_start], row.input_ids[row.label_start : -1]
+    assume(len(row.input_ids) > 2)  # a row that is one token (and its end) has nothing before its answer
     decoded = tokenizer.decode(labels)
     assert decoded.endswith(completion)
     assert tokenizer.decode(head) + decoded == prompt + "\n" + completion

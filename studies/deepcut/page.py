@@ -1,5 +1,297 @@
-"""placeholder"""
+"""From the rows of the DeepCUT study to docs/results/deepcut.md and its JSON twin."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pooled
+from rows import METHODS, PROCEDURES
+from rows import Row as Planned
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "results"
+Row = dict[str, Any]
+EQUIVALENT = 0.03
+NAMES = {
+    "wnut17": "WNUT17", "ncbi": "NCBI-disease", "wnut16": "WNUT16",
+    "bc5cdr": "BC5CDR-chem (in place of ChEMU, of which no copy with a stated licence was found)",
+    "classics": "Who wrote a passage (text classification)",
+}  # fmt: skip
+ORDER = [*(m for m in METHODS if m not in ("kga", "naive")), "kga", "sisa", "naive", "retrain"]
+#: Column -> metric of a tagger; each is read beside the gold's.
+COLUMNS = {
+    "forget F1": "forget_f1",
+    "retain F1": "retain_f1",
+    "never-seen F1": "never_seen_f1",
+    "test F1": "test_f1",
+    "entity membership AUC": "entity_membership_auc",
+    "latent AUC": "latent_membership_auc",
+    "same-class neighbours": "same_class_neighbours",
+    "cosine to own class": "own_class_cosine",
+    "to O": "outside_cosine",
+}
+OF_TEXTS = {
+    "forget accuracy": "forget_accuracy",
+    "retain accuracy": "retain_accuracy",
+    "never-seen accuracy": "never_seen_accuracy",
+    "test accuracy": "test_accuracy",
+    "membership AUC": "membership_auc",
+    "latent AUC": "latent_membership_auc",
+}
+GROUPS = {
+    "GAMMA": "gamma", "TAU": "tau", "DROPOUT": "dropout", "ENCODER": "encoder", "GRANULARITY": "granularity",
+    "COMPOSITION": "composition", "EDGE": "edge",
+}  # fmt: skip
 
 
-def write(rows, out, *, docs, missing):
-    pass
+def write(rows: Sequence[Row], out: Path, *, docs: bool, missing: Sequence[Planned]) -> None:
+    """Write the page and its twin: into the docs, or beside the rows and then without the findings."""
+    folder = DOCS if docs else out
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "deepcut.json").write_text(json.dumps([_plain(r) for r in rows], indent=1) + "\n", encoding="utf-8")
+    text = Path(__file__).with_name("page.md.txt").read_text(encoding="utf-8")
+    if not docs:
+        head, _, rest = text.partition("<<FINDINGS>>")
+        text = head + "_Not the whole study: see the tables._\n" + rest.partition("<<END>>")[2]
+    main = [r for r in rows if r["group"] == "main"]
+    tables = {
+        "FINDINGS": "",
+        "END": "",
+        "GAPS": gaps(main),
+        "SHIPPED": shipped([r for r in rows if r["group"] == "shipped"]),
+        "NEARER": comparisons(main),
+        "COSTS": costs(main),
+        "MAIN": sections([r for r in main if r["data"] != "classics"]),
+        "TEXT": sections([r for r in rows if r["group"] == "text"], OF_TEXTS),
+        "TUNED": tuned(out),
+        "BATCHES": batches(rows),
+        "ENGINE": ", ".join(sorted({r["commit"] for r in rows})),
+        "STATUS": status(rows, missing),
+    } | {name: varied(rows, group) for name, group in GROUPS.items()}
+    for name, table in tables.items():
+        text = text.replace(f"<<{name}>>", table if table or name in ("FINDINGS", "END") else "_Not run yet._")
+    (folder / "deepcut.md").write_text(text, encoding="utf-8")
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
+
+
+def value(row: Row, metric: str, role: str = "unlearned") -> float | None:
+    """A metric of one of a row's models, None where it was not shown."""
+    found = (row["metrics"].get(role, {}).get(metric) or {}).get("value")
+    return found if found is not None and math.isfinite(found) else None
+
+
+def _plain(row: Row) -> Row:
+    roles = {role: {m: _shown(n) for m, n in own.items()} for role, own in row["metrics"].items()}
+    kept = {k: v for k, v in row.items() if k not in ("metrics", "folder", "tuned")}
+    used = {k: v for k, v in (row.get("tuned") or {}).items() if not k.startswith("evaluate")}
+    used.pop("objective.forget", None)  # holds the path of a file
+    return {**kept, "settings": used, "metrics": roles}
+
+
+def _shown(number: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in number.items() if v is not None and k in ("value", "low", "high", "n")}
+
+
+def _number(values: Iterable[float | None], digits: int = 3) -> str:
+    """Mean, and where there are several the standard deviation."""
+    found = [v for v in values if v is not None]
+    if not found:
+        return "not shown"
+    spread = f" ± {statistics.stdev(found):.{max(1, digits - 1)}f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.{digits}f}{spread}"
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in body)])
+
+
+def _points(found: tuple[float, ...] | None) -> str:
+    if found is None:
+        return "not shown"
+    mean, low, high = (100 * v for v in found[:3])
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _what(split: str) -> str:
+    """A split without its draw, in words."""
+    if split.startswith("random"):
+        return f"{int(split[6:8])} % at random"
+    return (
+        f"entity type {split.removeprefix('type-')}, 5 %" if split.startswith("type-") else f"{split} of vectors, 5 %"
+    )
+
+
+def _grouped(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, list[Row]]]:
+    """Data set and what is forgotten -> method -> its rows, by split and seed."""
+    out: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        out.setdefault((row["data"], _what(row["split"])), {}).setdefault(row["method"], []).append(row)
+    for own in out.values():
+        for found in own.values():
+            found.sort(key=lambda r: (r["split"], r["seed"]))
+    place = {name: i for i, name in enumerate(NAMES)}
+    return dict(sorted(out.items(), key=lambda item: (place[item[0][0]], -_size(item[0][1]))))
+
+
+def _size(what: str) -> int:
+    """5 % first, then 10 % and 1 %, then what is not drawn at random."""
+    return {"5": 9, "10": 8, "1": 7}.get(what.split(" ")[0], 0)
+
+
+def _methods(own: Mapping[str, list[Row]]) -> list[str]:
+    return [m for m in ORDER if m in own]
+
+
+def _folders(rows: Sequence[Row]) -> list[Path]:
+    return [Path(r["folder"]) for r in rows]
+
+
+def _title(method: str) -> str:
+    return {"retrain": "retrained again (another seed)", "deepcut": "DeepCUT", "deepcut-full": "DeepCUT, full"}.get(
+        method, method
+    )
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def gaps(rows: Sequence[Row]) -> str:
+    """The score: forget F1 and test F1 minus the gold's, rows of all runs pooled."""
+    body = []
+    for (data, what), own in _grouped([r for r in rows if r["data"] != "classics"]).items():
+        for method in _methods(own):
+            folders = _folders(own[method])
+            found, test = pooled.gap(folders), pooled.gap(folders, "test")
+            inside = found is not None and max(abs(found[1]), abs(found[2])) <= EQUIVALENT
+            kept = [r.get("admissible") for r in own[method] if r["kept"] is not None or r.get("checks")]
+            stopped = f"{sum(map(bool, kept))}/{len(kept)}" if kept else "no rule"
+            body.append([
+                NAMES[data].split(" (")[0], what, _title(method), str(len(folders)), str(found[3]) if found else "",
+                _points(found), "yes" if inside else "no", _points(test), stopped,
+            ])  # fmt: skip
+    head = ["data", "forgotten", "method", "runs", "rows", "forget F1 - gold's", "within 3", "test F1 - gold's", "stop"]
+    return _table(head, body) if body else ""
+
+
+def comparisons(rows: Sequence[Row]) -> str:
+    """Whether DeepCUT is nearer to the gold than another method, on the splits that both ran on."""
+    body = []
+    for (data, what), own in _grouped([r for r in rows if r["data"] != "classics"]).items():
+        for method in (m for m in _methods(own) if m != "deepcut" and "deepcut" in own):
+            at = [{(r["split"], r["seed"]): r for r in own[m]} for m in ("deepcut", method)]
+            shared = sorted(set(at[0]) & set(at[1]))
+            pair = [[Path(part[key]["folder"]) for key in shared] for part in at]
+            found = pooled.nearer(*pair) if shared else None
+            if found is None:
+                continue
+            verdict = "DeepCUT nearer" if found[2] < 0 else "DeepCUT further" if found[1] > 0 else "not told apart"
+            name = NAMES[data].split(" (")[0]
+            body.append([name, what, _title(method), str(len(shared)), _points(found), verdict])
+    head = ["data", "forgotten", "against", "runs", "difference of absolute gaps, points", ""]
+    return _table(head, body) if body else ""
+
+
+def costs(rows: Sequence[Row]) -> str:
+    """Seconds of unlearning beside those of retraining."""
+    body = []
+    for (data, what), own in _grouped(rows).items():
+        for method in _methods(own):
+            cells = []
+            for kind in ("cpu", "wall"):
+                mine = [r["cost"][kind] for r in own[method]]
+                share = [r["cost"][kind] / max(r["gold_cost"][kind], 1e-9) for r in own[method]]
+                cells += [_number(mine, 0), _number(share, 2)]
+            body.append([NAMES[data].split(" (")[0], what, _title(method), *cells])
+    head = ["data", "forgotten", "method", "CPU s", "of retraining", "wall s", "of retraining"]
+    return _table(head, body) if body else ""
+
+
+def sections(rows: Sequence[Row], columns: Mapping[str, str] = COLUMNS) -> str:
+    """A table for each data set and kind of forget set: original, gold, methods; mean over runs and deviation."""
+    parts = []
+    for (data, what), own in _grouped(rows).items():
+        every = [r for found in own.values() for r in found]
+        body = []
+        for role in ("original", "gold"):
+            first = {(r["split"], r["seed"]): r for r in every}.values()
+            body.append([f"**{role}**", str(len(first)), *_cells(list(first), columns, role)])
+        body += [[_title(m), str(len(own[m])), *_cells(own[m], columns)] for m in _methods(own)]
+        count = statistics.mean(r["forgotten"] for r in every)
+        title = f"### {NAMES[data]}: {what} ({count:.0f} rows a run)"
+        parts.append(f"{title}\n\n{_table(['model', 'runs', *columns], body)}")
+    return "\n\n".join(parts)
+
+
+def _cells(rows: Sequence[Row], columns: Mapping[str, str], role: str = "unlearned") -> list[str]:
+    return [_number(value(r, metric, role) for r in rows) for metric in columns.values()]
+
+
+def shipped(rows: Sequence[Row]) -> str:
+    """The recipe as it ships, between its original and its gold."""
+    body = []
+    for row in rows:
+        own, what = _points(pooled.gap([Path(row["folder"])])), _what(row["split"])
+        original, now = value(row, "retain_f1", "original"), value(row, "retain_f1")
+        share = f"{now / original:.3f}" if now is not None and original else "not shown"
+        for role, name in (("original", "**original**"), ("gold", "**gold**"), ("unlearned", "DeepCUT as shipped")):
+            mine = [own, share] if role == "unlearned" else ["", ""]
+            body.append([what, name, *mine, *_cells([row], COLUMNS, role)])
+    head = ["forgotten", "model", "forget F1 - gold's", "retain F1 / original's", *COLUMNS]
+    return _table(head, body) if body else ""
+
+
+def varied(rows: Sequence[Row], group: str) -> str:
+    """DeepCUT on WNUT17 at 5 % with one thing changed, beside the gold and the setting that was tuned."""
+    found = [r for r in rows if r["group"] == group]
+    start = [r for r in rows if (r["data"], r["split"], r["method"]) == ("wnut17", "random05-0", "deepcut")]
+    start = [r for r in start if r["group"] == "main" and r["seed"] == 0]
+    if not found:
+        return ""
+    body = [["**gold**", "", "", *_cells(found[:1], COLUMNS, "gold")]]
+    for row in [*start, *found]:
+        step = "no rule" if not row.get("checks") else "none" if row["kept"] is None else str(row["kept"])
+        own = _points(pooled.gap([Path(row["folder"])]))
+        body.append([row["label"] or "as tuned", own, step, *_cells([row], COLUMNS)])
+    return _table(["change", "forget F1 - gold's", "kept step", *COLUMNS], body)
+
+
+def batches(rows: Sequence[Row]) -> str:
+    """What the batches of a run held, means over its steps that forget."""
+    shown = [r for r in rows if (r.get("monitor") or {}).get("deepcut/anchors") and r["seed"] == 0]
+    body = []
+    for r in shown:
+        if r["group"] not in ("main", "composition") or (r["split"].startswith("random01") and r["split"][-1] != "0"):
+            continue
+        m = r["monitor"]
+        keys = ("anchors", "skipped", "without_same", "without_other")
+        cells = [f"{m[f'deepcut/{k}']:.2f}" if f"deepcut/{k}" in m else "not shown" for k in keys]
+        name = NAMES[r["data"]].split(" (")[0]
+        body.append([name, _what(r["split"]), r["label"] or _title(r["method"]), *cells])
+    head = ["data", "forgotten", "run", "anchors", "skipped", "share without same class", "without other class"]
+    return _table(head, body) if body else ""
+
+
+def tuned(out: Path) -> str:
+    """What the trials of each method chose."""
+    body = []
+    for path in sorted((out / "tuned").glob("*.json")):
+        found = json.loads(path.read_text())
+        best = ", ".join(f"{k.split('.')[-1]} {v:g}" for k, v in found["best"].items())
+        body.append([path.stem, best, ", ".join(f"{t['distance']:.3f}" for t in found["trials"])])
+    return _table(["data and method", "chosen", "distances of the trials"], body) if body else ""
+
+
+def status(rows: Sequence[Row], missing: Sequence[Planned]) -> str:
+    """How much of the study is in the page."""
+    head = f"**Status.** {len(rows)} rows"
+    if not missing:
+        return f"{head}; none is missing."
+    procedures = ", ".join(m for m in PROCEDURES)
+    return f"{head}; {len(missing)} are not run yet (they follow in the order of `rows.py`; {procedures} included)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,12 +72,13 @@ def fit(
 ) -> tuple[Path, dict[str, float]]:
     """Train on a file of rows unless that is done; the model's folder, and its cost in seconds."""
     if not (folder / "cost.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # half a run would be half a cost
         clock = Clock(quiet=True)
         changes = {
             **base(task), "model.name": str(start), "data.retain": str(rows), "schedule.epochs": epochs,
             "optimiser.lr": RATE, "seed": seed, "out": str(folder), "log_every": 10,
         }  # fmt: skip
-        finetune(recipe.changed(recipe.load("ner-train"), changes), resume=True, progress=clock)
+        finetune(recipe.changed(recipe.load("ner-train"), changes), progress=clock)
         (folder / "cost.json").write_text(json.dumps({**clock.cost("finetune"), "threads": threads}))
     return folder / "model", json.loads((folder / "cost.json").read_text())
 

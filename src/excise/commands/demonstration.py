@@ -125,12 +125,14 @@ def _settings(run: artifacts.RunFolder, kind: Kind, *, quick: bool, seed: int) -
     written = world.write(made, run.root / "data")
     settings = recipe.load(kind.recipe)
     models.new_tokenizer(kind.corpus(made), kind.tokens).save_pretrained(run.root / "tokenizer")
-    ruled = {"stop.calibration": str(written["stopping"])} if settings.stop.rule != "none" else {}
+    own: dict[str, Any] = {}
+    if kind is KINDS["ner"]:  # never-seen writers are what a test set of a tagger is
+        own = {"stop.calibration": str(written["stopping"]), "data.utility": {"test": str(written["never_seen"])}}
     return recipe.changed(settings, {
         "model.name": str(run.root / "original" / "model"),
         **{f"data.{side}": str(written[side]) for side in ("forget", "retain", "untouched", "never_seen")},
         "evaluate.gold": str(run.root / "gold" / "model"),
-        **ruled,
+        **own,
         "out": str(run.root),
         "seed": seed,
     })  # fmt: skip
