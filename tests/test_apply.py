@@ -291,19 +291,24 @@ def test_the_directions_can_be_kept_and_given_again(tmp_path: Path) -> None:
 
 def test_a_base_in_four_bits_is_kept(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="NOT TESTED: 4-bit bases need bitsandbytes")
+    from peft.utils.integrations import dequantize_module_weight
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     tiny.model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
     how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, quantization_config=how).eval()
     net = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    before = {n: dequantize_module_weight(x.get_base_layer()).clone() for n, x in apply.layers(net).items()}
     with pytest.raises(UsageError, match="is quantised and cannot be changed: set base: kept"):
         excise.initialize_lora_rila_weights(net, loader("forget"), loader("retain"))
     excise.initialize_lora_rila_weights(net, loader("forget"), loader("retain"), base="kept")
-    own = logits(net.eval())
-    with net.disable_adapter():  # the base by the same kernel: the library has several, which differ by 1 %
-        assert apart(logits(net), own) < 1e-5
-    assert all(bool(b.any()) for b in lora_factors(net, "B").values())
+    net.eval()
+    for name, layer in apply.layers(net).items():
+        x = torch.randn(5, layer.in_features)
+        with torch.no_grad():  # layer by layer: inside, the library rounds to bf16, which magnifies any difference
+            assert apart(layer(x), layer.base_layer(x)) < 1e-5, name
+        assert torch.allclose(apply.weight_of(layer), before[name], atol=0.02 * float(before[name].abs().max())), name
+        assert bool(layer.lora_B["default"].weight.any())
 
 
 def test_what_a_peft_model_must_be() -> None:

@@ -200,7 +200,7 @@ def test_the_other_commands_hand_over(functions: Functions, tmp_path: Path) -> N
         assert cli.main(line.split()) == 0, line
     made = recipe.load(str(file))
     assert functions.calls == [
-        ("demo", (tmp_path,), {"quick": True, "seed": 5}),
+        ("demo", (tmp_path,), {"task": "qa", "quick": True, "seed": 5}),
         ("finetune", (recipe.changed(made, {"out": "o"}),), {"resume": False}),
         ("tune", (made, 4), {"study": "s.db", "processes": 2}),
         ("evaluate", ("m",), {"suite": "tofu", "against": "g", "tasks": (), "recipe": None, "out": None}),
@@ -214,7 +214,7 @@ def test_the_functions_take_what_the_commands_give() -> None:
     """The calls above against the real signatures, so that the stand-ins cannot drift from them."""
     out, some = Path("o"), recipe.Recipe()
     for function, args, settings in (
-        (excise.demo, (out,), {"quick": True, "seed": 5}),
+        (excise.demo, (out,), {"task": "qa", "quick": True, "seed": 5}),
         (excise.finetune, (some,), {"resume": False}),
         (excise.plan, (some,), {}),
         (excise.run, (some,), {"out": out, "resume": True}),

@@ -114,10 +114,17 @@ def scale_of(layer: Any, adapter: str = "default") -> float:
 
 
 def weight_of(layer: Any) -> Tensor:
-    """``[out, in]`` fp32 base weight of an adapted layer: dequantised, and GPT-2's ``Conv1D`` transposed."""
-    from peft.utils.integrations import dequantize_module_weight
+    """``[out, in]`` fp32 base weight of an adapted layer, GPT-2's ``Conv1D`` transposed.
 
-    weight = dequantize_module_weight(layer.get_base_layer()).detach().float()
+    A quantised one is read off what the layer does to the unit vectors: libraries repack weights for their kernels, and
+    what they then unpack is not always the weight (bitsandbytes 0.50 on a CPU, after the first forward pass).
+    """
+    base = layer.get_base_layer()
+    if quantised(layer):
+        with torch.no_grad():
+            out = base(torch.eye(layer.in_features, device=base.weight.device)).float()
+        return (out if base.bias is None else out - base.bias.float()).T
+    weight = base.weight.detach().float()
     return weight.T if layer.fan_in_fan_out else weight
 
 
