@@ -20,7 +20,7 @@ from excise.errors import UsageError
 from excise.objectives import FORGET, RETAIN
 from excise.records import Record, check_sides, read_records
 
-RECIPES = Path(recipe.__file__).parent / "recipes"
+RECIPES = Path(recipe.__file__).parents[1] / "recipes"
 #: Recipes that name a whole objective: method -> its forget and retain terms.
 METHODS = {
     "graddiff": ("ga", "nll"), "npo": ("npo", "nll"), "simnpo": ("simnpo", "nll"), "undial": ("undial", None),

@@ -34,10 +34,12 @@ def entry(root: Path, model: str, records: Mapping[str, list[Record]], settings:
         k: v for k, v in options.items() if k not in ("gold", "cache", "include_text", "map", "batch_tokens", "tasks")
     }
     data = recipe.plain(settings.data)
+    # The attack's rate is the run's own where the recipe gives none; nothing else of a run's training counts here.
+    attack = (settings.evaluate.relearn_lr or settings.optimiser.lr) if settings.evaluate.relearn_steps else None
     key = json.dumps([
         [files.sha256(w) for w in weights],
         {side: fingerprint(rows) for side, rows in records.items()},
-        {k: v for k, v in asked.items()}, settings.optimiser.lr, settings.seed,
+        {k: v for k, v in asked.items()}, attack, settings.seed,
         {k: data[k] for k in ("template", "chat", "max_length", "truncate")}, settings.model.task,
     ], sort_keys=True)  # fmt: skip
     return root / hashlib.sha256(key.encode()).hexdigest()[:24]

@@ -1,0 +1,117 @@
+"""What the ReGLU study runs: losses, starts, what is tuned, and every row in the order in which it is worth having."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Terms = dict[str, Any]
+
+#: Forget terms; beside each stands the cross-entropy of as many retained rows.
+LOSSES: dict[str, Terms] = {
+    "ihl": {"ihl": {}},
+    "npo": {"npo": {"beta": 0.1}},
+    "graddiff": {"ga": {}},
+    "simnpo": {"simnpo": {"beta": 2.5}},
+    "wga": {"wga": {"beta": 1.0}},
+}
+#: Where the adapter starts, and whether ROL holds it.
+STARTS: dict[str, tuple[Terms, bool]] = {
+    "plain": ({}, False),
+    "rila": ({"rila": {"beta": 0.5}}, False),
+    "rila+rol": ({"rila": {"beta": 0.5}}, True),
+    "fila": ({"fila": {}}, False),
+    "rol": ({}, True),
+    "vila": ({"vila": {}}, False),
+    "pissa": ({"pissa": {}}, False),
+}
+MAIN = ("ihl", "npo")
+OTHERS = ("graddiff", "simnpo", "wga")
+OTHER_STARTS = ("plain", "rila+rol", "fila", "vila")
+#: The paper's weight times its number of layers is of the order of 0.1 here; 0.01 was found to change nothing.
+ROL: Terms = {"k": 8, "weight": 0.1}
+_ROL = "objective.regularise.rol."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of the study.
+
+    Attributes:
+        name: Its folder.
+        loss: Key of ``LOSSES``.
+        start: Key of ``STARTS``.
+        split: Which authors are forgotten.
+        seed: Of the unlearning run.
+        group: ``main``, or what is varied.
+        changes: Recipe keys with their values, beside the tuned ones.
+    """
+
+    name: str
+    loss: str
+    start: str
+    split: str
+    seed: int
+    group: str = "main"
+    changes: Terms = field(default_factory=dict)
+
+
+def rates(loss: str, start: str) -> list[float]:
+    """The four learning rates that are tried: a factor of about 2.5 apart, higher where B starts at zero."""
+    scale = {"graddiff": 0.1, "wga": 1.0}.get(loss, 1.0)
+    grid = [2e-3, 5e-3, 1.2e-2, 3e-2] if start in ("plain", "rol") else [8e-4, 2e-3, 5e-3, 1.2e-2]
+    return [float(f"{scale * rate:g}") for rate in grid]
+
+
+def quick() -> Iterator[Row]:
+    """The three rows of a first look."""
+    yield from (_main("npo", start, "forget05", 0) for start in ("plain", "rila", "rila+rol"))
+
+
+def whole(better: str) -> Iterator[Row]:
+    """Every row, the most telling first.
+
+    Args:
+        better: Which of ``MAIN`` the sweeps are run with.
+    """
+    yield from (_main(loss, start, "forget10", 0) for start, loss in itertools.product(STARTS, MAIN))
+    yield from _sweeps(better, "forget10")
+    yield from (_main(loss, start, "forget10", 0) for loss, start in itertools.product(OTHERS, OTHER_STARTS))
+    yield from (_main(loss, start, "forget01", 0) for start, loss in itertools.product(STARTS, MAIN))
+    yield from _sweeps(better, "forget01")
+    yield from (_main(loss, start, "forget05", 0) for start, loss in itertools.product(STARTS, MAIN))
+    splits = ("forget10", "forget01", "forget05")
+    every = itertools.product(splits, (1, 2), STARTS, MAIN)
+    yield from (_main(loss, start, split, seed) for split, seed, start, loss in every)
+    more = itertools.product((1, 2), OTHERS, OTHER_STARTS)
+    yield from (_main(loss, start, "forget10", seed) for seed, loss, start in more)
+
+
+def _main(loss: str, start: str, split: str, seed: int) -> Row:
+    return Row(f"{loss}-{start}-{split}-s{seed}", loss, start, split, seed)
+
+
+def _sweeps(loss: str, split: str) -> Iterator[Row]:
+    """One thing changed in RILA or in RILA + ROL, with the rate of the row that is changed."""
+    limits = (20, 60) if split == "forget10" else (5, 10)  # all is the row that is changed
+    varied: list[tuple[str, str, dict[str, Terms]]] = [
+        ("beta", "rila", {f"beta {b:g}": {"initialise": {"rila": {"beta": b}}} for b in (0.0, 0.9, 0.7, 0.3)}),
+        ("ROL weight", "rila+rol", {f"weight {w:g}": {_ROL + "weight": w} for w in (1.0, 0.01)}),
+        ("rows", "rila", {f"{n} rows": {"statistics.rows": n} for n in limits}),
+        ("k", "rila+rol", {f"k {k}": {_ROL + "k": k} for k in (32, 4)}),
+        ("ROL form", "rila+rol", {
+            "layers and rank, weight 20": {_ROL + "normalise": "layers_rank", _ROL + "weight": 20.0},
+            "cosine, weight 1": {_ROL + "normalise": "cosine", _ROL + "weight": 1.0},
+        }),
+        ("ROL layers", "rila+rol", {
+            "v_proj, weight 1": {_ROL + "layers": "v_proj", _ROL + "weight": 1.0},
+            "down_proj, weight 1": {_ROL + "layers": "down_proj", _ROL + "weight": 1.0},
+        }),
+        ("ROL, plain start", "rol", {f"weight {w:g}": {_ROL + "weight": w} for w in (1.0, 0.01)}),
+    ]  # fmt: skip
+    for group, start, choices in varied:
+        for label, changes in choices.items():
+            name = f"{loss}-{start}-{split}-{group}-{label}".replace(" ", "_").replace(",", "")
+            yield Row(name, loss, start, split, 0, f"{group}: {label}", changes)
