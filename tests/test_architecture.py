@@ -20,7 +20,8 @@ LONG = 300
 # The longest name that fits decides; a package may import its own parts; `errors` and `files` are open to everyone.
 EVERYTHING = frozenset({"*"})
 LEAVES = frozenset({"errors", "files"})
-SAVED = frozenset({"metrics.catalogue", "metrics.class_catalogue", "metrics.table"})  # what saved numbers are called, and how they are laid out
+#: What saved numbers are called, and how they are laid out.
+SAVED = frozenset({"metrics.catalogue", "metrics.class_catalogue", "metrics.table"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "": EVERYTHING,  # the façade: its names are looked up when they are asked for
     "__main__": frozenset({"cli"}),
@@ -28,6 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "files": frozenset(),
     "recipe": frozenset(),
     "geometry": frozenset(),
+    "ranks": frozenset(),
     "subspace": frozenset(),
     "forward": frozenset(),
     "paraphrase": frozenset(),
@@ -61,12 +63,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stopping": frozenset({"recipe", "metrics.statistics"}),
     "tasks": frozenset({"recipe", "records", "forward", "paraphrase"}),
     "objectives": frozenset({"forward", "geometry"}),
-    "initialise": frozenset({"forward", "geometry", "subspace"}),
+    "initialise": frozenset({"forward", "geometry", "ranks", "subspace"}),
     "draws": frozenset(),
     "schedule": frozenset({"draws", "recipe"}),
     "optimise": frozenset({"recipe"}),
     "reference": frozenset({"forward"}),
-    "train": frozenset({"recipe", "forward", "objectives", "optimise", "schedule"}),
+    "train": frozenset({"recipe", "forward", "objectives", "optimise", "ranks", "schedule"}),
     "artifacts": SAVED | {"recipe"},
     "attacks": frozenset(
         {

@@ -199,13 +199,13 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def a_share_is_no_path(section: Any) -> bool:
-    """Whether ``untouched`` is what it looks like: a file called ``1e5`` is beyond the format."""
-    untouched = getattr(section, "untouched", 0.0)
+    """Whether a share (or a file) is what it looks like: a file called ``1e5`` is beyond the format."""
+    share = getattr(section, "untouched", getattr(section, "calibration", 0.0))
     try:
-        float(untouched)
+        float(share)
     except ValueError:
         return True
-    return isinstance(untouched, float)
+    return isinstance(share, float)
 
 
 @pytest.mark.parametrize("section", sorted(SECTIONS))

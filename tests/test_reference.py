@@ -35,7 +35,8 @@ def kinds(side: str, model: str) -> list[Product]:
     """Every product that takes a pass."""
     return [
         token_logp(side, model), seq_logp(side, model), logits(side, model), hidden(side, 1, model),
-        hidden(side, -1, model), at_labels(side, 2, model), *(pooled(side, 2, how, model) for how in HOWS), pooled(side, -1, "attended", model),
+        hidden(side, -1, model), at_labels(side, 2, model), pooled(side, -1, "attended", model),
+        *(pooled(side, 2, how, model) for how in HOWS),
     ]  # fmt: skip
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from excise import files, optimise, recipe
+from excise import files, optimise, ranks, recipe
 from excise.errors import IntegrityFailed, TrainingStopped
 from excise.forward import PER_TOKEN, POLICY, Anatomy, Batch, Logits, Product, Step, base_side, chunked, passes
 from excise.objectives.term import Dual, Ramp, Term
@@ -205,7 +204,7 @@ class UnlearnTrainer(Trainer):
                 totals[side][0] += float(weight.sum())
                 totals[side][1] += float((batch.label_mask.sum(1) * weight).sum())
         totals |= {f"of {t.name}": [self._counted(t, samples)] * 2 for t in self.terms if t.counts is not None}
-        flat = _sum_over_ranks(torch.tensor(list(totals.values())).flatten()).view(-1, 2).tolist()
+        flat = ranks.total(torch.tensor(list(totals.values())).flatten()).view(-1, 2).tolist()
         window = dict(zip(totals, flat, strict=True))
         for number, sample in enumerate(samples):
             sample |= {"totals": window, "first": number == 0}
@@ -306,7 +305,7 @@ class UnlearnTrainer(Trainer):
 
     def _after_step(self, grad_norm: Any, lr: float | None) -> None:
         names = sorted(self._window)
-        sums = _sum_over_ranks(torch.tensor([self._window[n] for n in names])).tolist()
+        sums = ranks.total(torch.tensor([self._window[n] for n in names])).tolist()
         means = dict(zip(names, sums, strict=True))
         weights = {t.name: self.weight(t, ago=1) for t in self.terms if t.name in means}
         progress = self.state.global_step / self.plan.steps
@@ -350,9 +349,9 @@ class UnlearnTrainer(Trainer):
         staged = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:  # what a killed run left there is not taken along
             shutil.rmtree(staged, ignore_errors=True)
-        _barrier()
+        ranks.wait()
         super()._save_checkpoint(model, trial)
-        _barrier()
+        ranks.wait()
         if self.args.should_save:
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
             (staged / "duals.json").write_text(json.dumps(self.duals))
@@ -360,7 +359,7 @@ class UnlearnTrainer(Trainer):
             files.seal(staged, final)
             for old in checkpoints(Path(self.args.output_dir))[:-2]:
                 shutil.rmtree(old)
-        _barrier()
+        ranks.wait()
 
     def resume(self, checkpoint: Path) -> None:
         """Continue from a checkpoint whose files are what their hashes say; the result is the uninterrupted one."""
@@ -386,43 +385,6 @@ def _on(value: Any, device: torch.device) -> Any:
     return {name: v.to(device) for name, v in value.items()} if isinstance(value, Mapping) else value.to(device)
 
 
-def _sum_over_ranks(values: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-    return values
-
-
-def _barrier() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
-
-
-class _AllRanks(torch.autograd.Function):
-    """The rows of all ranks; in the backward pass each rank gets what all ranks' values say of its own rows.
-
-    Ranks have the same number of rows, but not of label tokens: what they send is filled up to the longest.
-    The plain ``all_gather`` drops the gradient of the other ranks' rows (3 % error of the gradient, measured).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        sizes = [torch.zeros(1, dtype=torch.int64, device=own.device) for _ in range(dist.get_world_size())]
-        dist.all_gather(sizes, torch.tensor([len(own)], device=own.device))
-        rows = [int(size) for size in sizes]
-        sent = own.new_zeros(max(rows), *own.shape[1:])
-        sent[: len(own)] = own
-        parts = [torch.empty_like(sent) for _ in rows]
-        dist.all_gather(parts, sent)
-        ctx.start, ctx.rows = sum(rows[: dist.get_rank()]), len(own)
-        return torch.cat([part[:size] for part, size in zip(parts, rows, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous()
-        dist.all_reduce(total)
-        return total[ctx.start : ctx.start + ctx.rows]
-
-
 def _gather(term: Term, made: dict[Product, Any], sides: dict[str, Batch]) -> dict[Product, Any]:
     """The products named in ``term.gathered`` with the rows of all ranks, gradient included, fillers left out."""
     out = dict(made)
@@ -434,8 +396,8 @@ def _gather(term: Term, made: dict[Product, Any], sides: dict[str, Batch]) -> di
             if product.what in PER_TOKEN:
                 weight = weight[batch.positions()[0]]
             if product.what == "token_rows":  # each rank counts its own rows from 0
-                own = own + dist.get_rank() * len(batch.input_ids)
-            out[product] = _AllRanks.apply(own)[_AllRanks.apply(weight) > 0]
+                own = own + ranks.place()[0] * len(batch.input_ids)
+            out[product] = ranks.all_rows(own)[ranks.all_rows(weight) > 0]
     return out
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -168,6 +169,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--worker", type=int, default=0, help="which worker this is, of --workers")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--only", default="", help="regular expression: run only the rows whose name it is found in")
     parser.add_argument("--limit", type=int, help="at most so many rows of each side: a smoke test")
     parser.add_argument("--page", action="store_true", help="only write the page")
     return parser.parse_args()
@@ -183,7 +185,8 @@ def main() -> None:
     out = given.out or Path("studies-out") / ("clreg" if tiny else f"clreg-{given.size}")
     study, end = Study(out, size, limit=given.limit), time.monotonic() + 60 * given.max_minutes
     for i, row in enumerate(() if given.page else size.rows()):
-        if i // 2 % given.workers != given.worker:  # a base and its regularised twin go to one worker
+        own = i // 2 % given.workers == given.worker  # a base and its regularised twin go to one worker
+        if not own or not re.search(given.only, row.name):
             continue
         if time.monotonic() > end:
             print("out of time; run again to go on", file=sys.stderr)

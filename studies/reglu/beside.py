@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from excise import artifacts
@@ -20,7 +21,8 @@ def beside_gold(run: artifacts.RunFolder) -> dict[str, Any]:
     """KS statistic of forget quality, and PrivLeak's equivalence to the gold's (which is 0)."""
     own, gold = ({s: load_table(run.table(m, s)) for s in ("forget", "never_seen")} for m in ("unlearned", "gold"))
     ratios = [rows.log_truth_ratio(t["forget"]) for t in (own, gold)]
-    return {"ks": float(stats.ks_2samp(*ratios).statistic), "privleak_90": equivalence(own, gold)}
+    known = [r[~np.isnan(r)] for r in ratios]
+    return {"ks": float(stats.ks_2samp(*known).statistic), "privleak_90": equivalence(own, gold)}
 
 
 def equivalence(own: dict[str, Table], gold: dict[str, Table]) -> dict[str, Any]:
@@ -32,5 +34,5 @@ def equivalence(own: dict[str, Table], gold: dict[str, Table]) -> dict[str, Any]
     draws = [bootstrap_counts(len(values), seed=i) for i, values in enumerate(pairs[0])]
     samples = [bootstrap_auc(member, other, *draws) for member, other in pairs]
     low, high = interval(privleak(*samples), 0.9)
-    found = low is not None and high is not None and -MARGIN < low and high < MARGIN
+    found = low is not None and high is not None and low > -MARGIN and high < MARGIN
     return {"low": low, "high": high, "equivalent": found, "margin": MARGIN}

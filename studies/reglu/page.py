@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -148,7 +149,7 @@ def _beside_gold(rows: Sequence[Row], split: str, losses: Sequence[str], starts:
             else:
                 body.append([title, "", "0", NOT_YET, *[""] * (len(COLUMNS) - 1)])
     counted = next(r for r in rows if r["split"] == split and r["group"] not in ("original", "gold"))["metrics"]
-    n, seen = counted["forget_quality_log10"]["n"], counted["privleak"]["n_never_seen"]
+    n, seen = counted["forget_quality_log10"]["n"], counted["privleak"]["extra"]["n_never_seen"]
     return (
         f"Forget quality: n = {n} truth ratios of model and gold each. PrivLeak: {n} forgotten and {seen} never-seen "
         "rows.\n\n" + _table(["run", "rate", "seeds", *COLUMNS], body)
@@ -189,7 +190,7 @@ def _ordered(*values: float | None) -> str:
     found = [v for v in values if v is not None]
     if len(found) < len(values):
         return NOT_YET
-    return "yes" if all(a > b for a, b in zip(found, found[1:], strict=False)) else "no"
+    return "yes" if all(a > b for a, b in itertools.pairwise(found)) else "no"
 
 
 def targets(rows: Sequence[Row]) -> str:

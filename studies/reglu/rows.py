@@ -61,7 +61,7 @@ class Row:
 def rates(loss: str, start: str) -> list[float]:
     """The four learning rates that are tried: a factor of about 2.5 apart, higher where B starts at zero."""
     scale = {"graddiff": 0.1, "wga": 1.0}.get(loss, 1.0)
-    grid = [2e-3, 5e-3, 1.2e-2, 3e-2] if start in ("plain", "rol") else [8e-4, 2e-3, 5e-3, 1.2e-2]
+    grid = [3e-3, 7e-3, 1.5e-2, 3.5e-2] if start in ("plain", "rol") else [1.5e-3, 3.5e-3, 8e-3, 2e-2]
     return [float(f"{scale * rate:g}") for rate in grid]
 
 

@@ -23,10 +23,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import costs
 import rows as listed
-import tiny
+import thinned
 from beside import beside_gold
 from rows import Row
-from tiny import tofu_tiny
+from thinned import tofu_tiny
 
 import engine
 from excise import artifacts, recipe
@@ -47,7 +47,7 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(tofu_tiny.TINY, steps=40, measured=200, generate=32, trials=4),
+    "tiny": Size(tofu_tiny.TINY, steps=40, measured=200, generate=24, trials=4),
     "quick": Size(tofu_tiny.QUICK, steps=20, measured=40, generate=0, trials=0),
 }
 #: A trial reads probabilities alone, of the first rows of a side.
@@ -73,8 +73,8 @@ class Study:
                 "lora": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
             },
             "data": {
-                **tiny.sides(self.tiny, split, self.out),
-                "utility": {n: str(self.tiny / f"{n}.jsonl") for n in ("real_authors", "world_facts")},
+                **thinned.sides(self.tiny, split, self.out),
+                "utility": thinned.utility(self.tiny, self.out),
             },
             "objective": {
                 "forget": listed.LOSSES[loss], "retain": {"nll": {}}, "regularise": {"rol": listed.ROL} if rol else {}
@@ -85,7 +85,7 @@ class Study:
             "optimiser": {"lr": listed.rates(loss, start)[1], "warmup": 0.1, "decay": "linear"},
             "evaluate": {
                 "gold": str(self.tiny / "models" / f"gold-{split}" / "model"), "max_rows": self.size.measured,
-                "generate": self.size.generate, "relearn_lr": 5e-4, "relearn_steps": [0, 1, 4, 16], "map": "none",
+                "generate": self.size.generate, "relearn_lr": 5e-4, "relearn_steps": [0, 4, 16], "map": "none",
                 "cache": str(self.out / "cache"), "batch_tokens": 8192,
             },
             "checkpoint_every": 0, "log_every": 10,
@@ -98,7 +98,7 @@ class Study:
             return {"best": {"optimiser.lr": space["optimiser.lr"][1]}, "trials": 0}
         done = self.out / "tuned" / f"{loss}-{start}.json"
         if not done.is_file():
-            tiny.models(self.tiny, self.size.world, "original", "gold-tune05")
+            thinned.models(self.tiny, self.size.world, "original", "gold-tune05")
             folder = self.out / "tuning" / f"{loss}-{start}"
             values = self.recipe(loss, start, "tune05") | {"tune": {"space": space}, "out": str(folder)}
             found = tune(recipe.changed(recipe.build(values), IN_A_TRIAL), self.size.trials)
@@ -124,7 +124,7 @@ class Study:
 
     def run(self, row: Row) -> None:
         """Tune (once per loss and start), unlearn, measure; leaves a run folder with ``row.json`` as its last file."""
-        tiny.models(self.tiny, self.size.world, "original", f"gold-{row.split}")
+        thinned.models(self.tiny, self.size.world, "original", f"gold-{row.split}")
         found = self.tuned(row.loss, row.start)
         values = self.recipe(row.loss, row.start, row.split)
         settings = recipe.changed(recipe.build(values), {**found["best"], **row.changes, "seed": row.seed})

@@ -15,9 +15,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from excise import artifacts, recipe
+from excise import artifacts, ranks, recipe
 from excise.commands import objective, sides
-from excise.commands.gathering import Taker, agreed, centred, directions, first_rank, from_first, groups
+from excise.commands.gathering import Taker, centred, directions, groups
 from excise.errors import IntegrityFailed, UsageError
 from excise.files import COMPLETE
 from excise.initialise import apply, store
@@ -187,7 +187,7 @@ def begin(want: Wanted, taker: Taker, run: artifacts.RunFolder, *, resume: bool)
     layers = apply.layers(taker.model)
     made = _made(want, taker, list(layers))
     folder, kept = run.root / "init", want.start.moves or bool(want.bases)
-    there = kept and resume and agreed((folder / COMPLETE).is_file())
+    there = kept and resume and ranks.agreed((folder / COMPLETE).is_file())
     if kept and resume and not there and any(run.checkpoints.glob("checkpoint-*")):
         raise IntegrityFailed(
             f"{folder}: missing or broken: the factors that the run began with are needed to resume it"
@@ -200,7 +200,7 @@ def begin(want: Wanted, taker: Taker, run: artifacts.RunFolder, *, resume: bool)
         _compute(want, taker, begun, missing=not there)
     if kept and not there:
         _same_on_all_ranks(begun)
-        if first_rank():
+        if ranks.place()[0] == 0:
             tensors = store.of_factors(begun.factors) | _flat(begun.constants)
             store.write(folder, "factors", tensors, made, {"warnings": begun.warnings})
     if want.start.moves:
@@ -294,6 +294,8 @@ def _bases(tensors: Mapping[str, Tensor], sizes: Sequence[int]) -> dict[str, dic
 
 def _same_on_all_ranks(begun: Begun) -> None:
     """Every rank holds the first one's factors and bases, bit by bit."""
-    begun.factors = {n: Factors(from_first(f.A), from_first(f.B), f.positive) for n, f in begun.factors.items()}
+    begun.factors = {
+        n: Factors(ranks.from_first(f.A), ranks.from_first(f.B), f.positive) for n, f in begun.factors.items()
+    }
     for basis in begun.constants.values():
-        basis.update({name: from_first(p) for name, p in basis.items()})
+        basis.update({name: ranks.from_first(p) for name, p in basis.items()})

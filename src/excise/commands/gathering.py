@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,11 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from excise import recipe
+from excise import ranks, recipe
 from excise.commands import sides
 from excise.files import COMPLETE
 from excise.forward import Anatomy, Batch
@@ -99,10 +96,10 @@ class Taker:
         options = {"kind": statistic.kind, "adapter": own, **dict(statistic.options)}
         made = self.made_from(names, [statistic.side], options)
         folder = Path(self.settings.cache) / made.key
-        if agreed((folder / COMPLETE).is_file()):
+        if ranks.agreed((folder / COMPLETE).is_file()):
             return store.to_statistic(store.read(folder, "statistics", made)[0])
         values = self._taken(statistic, names)
-        if first_rank():
+        if ranks.place()[0] == 0:
             store.write(folder, "statistics", store.of_statistic(values), made)
         return values
 
@@ -134,41 +131,3 @@ class Taker:
 
 def _tokens(examples: Sequence[Any]) -> str:
     return store.fingerprint_of_rows([dataclasses.astuple(e) for e in examples])
-
-
-# --- ranks --------------------------------------------------------------------------------------------------------
-
-
-def join_ranks() -> None:
-    """Connect the ranks of a distributed run; the Trainer would do it too, but statistics come first."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        from accelerate import PartialState
-
-        PartialState(cpu=not torch.cuda.is_available())
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def first_rank() -> bool:
-    """Whether this process writes."""
-    return not _distributed() or dist.get_rank() == 0
-
-
-def agreed(value: bool) -> bool:
-    """What the first rank sees: all must go the same way, or some would wait for the others for ever."""
-    if not _distributed():
-        return value
-    seen = [value]
-    dist.broadcast_object_list(seen)
-    return bool(seen[0])
-
-
-def from_first(value: Tensor) -> Tensor:
-    """The first rank's tensor, on every rank, on the CPU."""
-    if not _distributed():
-        return value
-    there = value.to("cuda" if dist.get_backend() == "nccl" else "cpu").contiguous()
-    dist.broadcast(there, src=0)
-    return there.cpu()

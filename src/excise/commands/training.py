@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from excise import __version__, artifacts, files, models, reference, stopping, train
+from excise import __version__, artifacts, files, models, ranks, reference, stopping, train
 from excise.commands import beginning, diagnostics, folders, gathering, objective, watching
 from excise.commands.preparing import Prepared
 from excise.commands.progress import Progress
@@ -70,7 +70,7 @@ def fit(
     needs = objective.needs(p.terms)
     of_reference = [n for n in needs if n.model == REFERENCE]
     stored = reference.Reference({}, None)
-    gathering.join_ranks()
+    ranks.join()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     p.model.to(device)
     if of_reference:

@@ -9,11 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from excise import ranks
 from excise.errors import UsageError
 from excise.forward import Anatomy, Batch, Pass, rows_seen, run_pass
 from excise.forward.anatomy import recording
 from excise.initialise.moments import Moments
-from excise.initialise.taking import Inputs, Outputs, Reading, adapted_linears, ranks, sharing, widths
+from excise.initialise.taking import Inputs, Outputs, Reading, adapted_linears, sharing, widths
 
 POOLINGS = ("token", "row", "sum")
 POSITIONS = ("attended", "answer")
@@ -191,5 +192,5 @@ def _first(batches: Iterable[Batch], rows: int | None) -> Iterator[Batch]:
 
 def _share(batches: Iterable[Batch]) -> Iterator[Batch]:
     """This rank's batches: whole ones, so that every update is the same as on a single rank."""
-    rank, world = ranks()
+    rank, world = ranks.place()
     return (batch for number, batch in enumerate(batches) if number % world == rank)

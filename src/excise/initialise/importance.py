@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from excise import ranks
 from excise.forward import Anatomy, Batch, Step, token_logp
 from excise.initialise.starts import Variances
 
@@ -71,8 +71,8 @@ def squared_gradients(
         finally:
             for handle in handles:
                 handle.remove()
-    total = _over_ranks(torch.tensor(float(tokens), dtype=torch.float64))
-    return {name: _over_ranks(value) / float(total) for name, value in sums.items()}
+    total = ranks.total(torch.tensor(float(tokens), dtype=torch.float64))
+    return {name: ranks.total(value) / float(total) for name, value in sums.items()}
 
 
 def adapter_variances(
@@ -121,9 +121,9 @@ def adapter_variances(
             with torch.no_grad():
                 for p, value_before in zip(flat, before, strict=True):
                     p.copy_(value_before)
-    total = float(_over_ranks(torch.tensor(float(tokens), dtype=torch.float64)))
-    means = [_over_ranks(one) / total for one in first]
-    found = [(_over_ranks(two) / total - mean**2).clamp_min(0).float() for two, mean in zip(second, means, strict=True)]
+    total = float(ranks.total(torch.tensor(float(tokens), dtype=torch.float64)))
+    means = [ranks.total(one) / total for one in first]
+    found = [(ranks.total(two) / total - mean**2).clamp_min(0).float() for two, mean in zip(second, means, strict=True)]
     return {name: Variances(found[2 * i], found[2 * i + 1]) for i, name in enumerate(names)}
 
 
@@ -150,12 +150,5 @@ def _only(model: nn.Module, wanted: Iterable[nn.Parameter]) -> Iterator[None]:
 
 def _share(batches: Iterable[Batch]) -> Iterator[Batch]:
     """This rank's batches, whole: gradients of a batch's mean are the same on any number of ranks."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    rank, world = ranks.place()
     return (batch for number, batch in enumerate(batches) if number % world == rank)
-
-
-def _over_ranks(value: Tensor) -> Tensor:
-    """The sum over all ranks; gloo and NCCL give every rank the same bits."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(value)
-    return value

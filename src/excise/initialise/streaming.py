@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from excise import ranks
 from excise.errors import InputRefused
 from excise.initialise.moments import Moments
 
@@ -93,7 +94,7 @@ def all_reduce(streams: Mapping[str, Accumulator]) -> None:
     All ranks must hold the same names in the same order. Where the ranks together saw fewer vectors than the width,
     the vectors are gathered, rank after rank; otherwise sums are added.
     """
-    if not (dist.is_available() and dist.is_initialized()) or not streams:
+    if not ranks.joined() or not streams:
         return
     device = next(iter(streams.values())).total.device
     counts = torch.tensor([[s.count, s.seen] for s in streams.values()], dtype=torch.float64, device=device)

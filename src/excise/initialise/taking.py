@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from excise.errors import InputRefused, UsageError
@@ -81,11 +80,6 @@ class Reading:
         total, sizes = total[sizes > 0], sizes[sizes > 0]
         total = total / sizes[:, None] if self.pooling == "row" else total
         return total if self.wide else total.float()
-
-
-def ranks() -> tuple[int, int]:
-    """Number of this rank, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def _finished(streams: Mapping[str, Accumulator]) -> dict[str, Moments]:
