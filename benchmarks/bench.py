@@ -22,6 +22,7 @@ from statistics import median
 
 import torch
 
+import tagging
 from excise import models
 from measuring import Step, VocabularyBytes, allocated, held, paired
 from naive import NaiveStep
@@ -185,6 +186,21 @@ def starts(effort: Effort) -> list[Row]:
     return found
 
 
+def classifiers(effort: Effort) -> list[Row]:
+    """What DeepCUT costs beyond cross-entropy on the same sentences through the same engine."""
+    base, rows, found = tagging.model(), tagging.Rows.drawn(), []
+    for views, name, bound in ((2, "two views", ("at most", 1.5)), (1, "one view", ("at most", 1.5))):
+
+        def make(views: int = views) -> tuple[Step, Step]:
+            return (
+                EngineStep(base, rows, tagging.terms(views), constants=tagging.CONSTANTS),
+                EngineStep(base, rows, tagging.terms(0)),
+            )
+
+        found.append(timed("step time / plain step", f"DeepCUT + NLL, {name}, encoder 6 x 384", make, effort, bound))
+    return found
+
+
 def profiled(effort: Effort) -> list[Profile]:
     """Where the time of the plain step and of SimNPO + CLReg goes."""
     base, rows = model(4096), Rows.drawn(4096)
@@ -200,6 +216,7 @@ PARTS: dict[str, Callable[[Effort], list[Row]]] = {
     "bytes": bytes_along_the_vocabulary,
     "evaluation": evaluation,
     "starts": starts,
+    "classifiers": classifiers,
 }
 
 

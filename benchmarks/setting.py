@@ -95,9 +95,18 @@ class EngineStep:
     clipping, the optimizer. Batches are made beforehand, for the engine as for what it is compared with.
     """
 
-    def __init__(self, base: nn.Module, rows: Rows, objective: str, *, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        rows: Any,
+        objective: str | list[Term],
+        *,
+        precision: str = "fp32",
+        constants: dict[str, Any] | None = None,
+    ) -> None:
         self.model = copy.deepcopy(base)
-        terms, counts = OBJECTIVES[objective], {side: len(own) for side, own in rows.sides.items()}
+        terms = OBJECTIVES[objective] if isinstance(objective, str) else objective
+        counts = {side: len(own) for side, own in rows.sides.items()}
         settings = recipe.build(
             {
                 "schedule": {"steps": counts["forget"] // BATCH, "forget_batch": BATCH, "retain_batch": BATCH},
@@ -111,7 +120,15 @@ class EngineStep:
         folder = Path(tempfile.gettempdir()) / "excise-bench"
         plan = Plan(counts, settings.schedule, seed=0)
         self.trainer = train.UnlearnTrainer(
-            self.model, terms, plan, rows.collate, settings, folder, reference=stored, precision=precision
+            self.model,
+            terms,
+            plan,
+            rows.collate,
+            settings,
+            folder,
+            reference=stored,
+            precision=precision,
+            constants=constants,
         )
         self.optimizer = self.trainer.create_optimizer()
         wrapped, self.optimizer = self.trainer.accelerator.prepare(self.model, self.optimizer)

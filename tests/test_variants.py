@@ -16,6 +16,7 @@ import small_world
 from excise import artifacts, files, models, recipe
 from excise.commands import aligning, evaluation, finetuning, folders, preparing, running, sides, training
 from excise.commands.progress import Progress
+from excise.errors import UsageError
 from excise.objectives import FORGET, REGULARISE, RETAIN
 from excise.tasks import causal_lm
 from small_world import SmallWorld
@@ -52,10 +53,16 @@ CLREG: dict[str, dict[str, Any]] = {
     "a layer": {"layers": [1], "pooling": "last", "reduce": "hardest"},
     "whole second pass": {"from_layer": 0, "reduce": "mean_sim", "detach_negative": True},
 }
+#: What tells classes apart; trained in tests/test_baselines.py and tests/test_tagging_evaluation.py.
+FOR_CLASSIFIERS = ("relabel", "deepcut")
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"forget": {name: OPTIONS.get(name, {})}} for name in FORGET},
+    **{name: {"forget": {name: OPTIONS.get(name, {})}} for name in FORGET if name not in FOR_CLASSIFIERS},
     **{name: {"forget": {"ga": {"weight": 0.1}}, "retain": {name: OPTIONS.get(name, {})}} for name in RETAIN},
-    **{name: {"forget": {}, "retain": {}, "regularise": {name: {}}} for name in REGULARISE},
+    **{
+        name: {"forget": {}, "retain": {}, "regularise": {name: {}}}
+        for name in REGULARISE
+        if name not in (*FOR_CLASSIFIERS, "rol")  # rol reads an adapter: tests/test_initialise_run.py
+    },
     **{f"clreg {name}": {"forget": {}, "regularise": {"clreg": options}} for name, options in CLREG.items()},
     "all together": {"forget": {"npo": {}, "ihl": {}}, "retain": {"nll": {}, "kl": {}}, "regularise": {"clreg": {}}},
     "ramp": {"forget": {"ga": {"weight": {"start": 0.0, "end": 1.0, "until": 0.5}}}},
@@ -79,6 +86,14 @@ def test_every_objective_trains(case: str, small: SmallWorld, tmp_path: Path) ->
     before = models.load(settings.model).state_dict()
     assert any(not torch.equal(before[name], p) for name, p in model.state_dict().items())
     assert len(json.loads((tmp_path / "run" / "manifest.json").read_text())["terms"]) == len(prepared.terms)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("forget", "relabel"), ("regularise", "deepcut")])
+def test_terms_for_classifiers_are_refused(kind: str, name: str, small: SmallWorld, tmp_path: Path) -> None:
+    objective = {"forget": {}, "retain": {"nll": {}}, "regularise": {}, kind: {name: {}}}
+    with pytest.raises(UsageError, match="classifiers"):
+        _trained(small.recipe(tmp_path / "run", objective=objective))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dual_weight_is_raised_while_its_bound_is_broken(small: SmallWorld, tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def load(settings: recipe.Model, *, tokenizer: Any = None, classes: Sequence[str
     extra = {"attn_implementation": settings.attention} if settings.attention else {}
     if settings.config is not None:
         return _new(settings, tokenizer, classes, seed, extra)
-    fresh = bool(classes) and not has_head(read_config(settings, headless=bool(classes)), settings.task)
+    config = read_config(settings, headless=bool(classes))
+    fresh = bool(classes) and not has_head(config, settings.task)
     extra |= _named(classes) if fresh else {}
     where, safe = settings.name, {"revision": settings.revision, "trust_remote_code": False}
     torch.manual_seed(seed)  # a new head is drawn here

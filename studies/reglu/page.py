@@ -149,10 +149,10 @@ def _beside_gold(rows: Sequence[Row], split: str, losses: Sequence[str], starts:
             else:
                 body.append([title, "", "0", NOT_YET, *[""] * (len(COLUMNS) - 1)])
     counted = next(r for r in rows if r["split"] == split and r["group"] not in ("original", "gold"))["metrics"]
-    n, seen = counted["forget_quality_log10"]["n"], counted["privleak"]["extra"]["n_never_seen"]
+    n, leak = counted["forget_quality_log10"]["n"], counted["privleak"]
     return (
-        f"Forget quality: n = {n} truth ratios of model and gold each. PrivLeak: {n} forgotten and {seen} never-seen "
-        "rows.\n\n" + _table(["run", "rate", "seeds", *COLUMNS], body)
+        f"Forget quality: n = {n} truth ratios of model and gold each. PrivLeak: {leak['n']} forgotten and "
+        f"{leak['extra']['n_never_seen']} never-seen rows.\n\n" + _table(["run", "rate", "seeds", *COLUMNS], body)
     )
 
 

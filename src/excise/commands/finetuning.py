@@ -46,8 +46,8 @@ def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progres
     given.records["retain"] = [r for _, records in parts for r in records]
     terms = objective.terms(recipe.Objective({}, settings.objective.retain, {}))
     tokenizer = _tokenizer(settings, given)
-    _refuse_unfit(parts, tokenizer, settings, preparing.classes_of(settings, given))
-    prepared = preparing.prepare(settings, given, terms, tokenizer, begun=settings.out if resume else None)
+    _refuse_unfit(parts, tokenizer, settings, preparing.classes_of(settings, given, new=True))
+    prepared = preparing.prepare(settings, given, terms, tokenizer, begun=settings.out if resume else None, new=True)
     with folders.opened(settings, resume=resume) as run:
         training.train_into(prepared, run, progress, stage="finetune", resume=resume)
         artifacts.write_results(run, artifacts.Results({}, progress.seconds))

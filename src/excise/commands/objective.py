@@ -124,6 +124,13 @@ def check_sides(made: Sequence[Term], given: Collection[str]) -> None:
                 raise UsageError(f"the term {term.name!r} reads the side {side!r}, which the recipe does not give")
 
 
+def check_task(made: Sequence[Term], task: str) -> None:
+    """Refuse a term that tells classes apart where the model has none."""
+    for term in made if task == "causal_lm" else ():
+        if any(p.what == "constant" and str(p.detail).startswith("class_map/") for p in term.needs()):
+            raise UsageError(f"the term {term.name!r} is for classifiers: set model.task, to token_classification say")
+
+
 def check_layers(made: Sequence[Term], depth: int) -> None:
     """Refuse a layer that the model does not have."""
     for term in made:

@@ -36,6 +36,7 @@ def plan(settings: recipe.Recipe) -> dict[str, Any]:
     given = sides.of(settings)
     terms = objective.terms(settings.objective)
     objective.check_sides(terms, given.records)
+    objective.check_task(terms, settings.model.task)
     wanted = beginning.wanted(settings, terms, pictured=diagnostics.wanted(settings))
     beginning.check_sides(wanted, given.records)
     config = models.read_config(settings.model)
@@ -120,7 +121,7 @@ class _Size:
         """Mean tokens and label tokens of a row."""
         examples = self.rows.examples[side]
         total = sum(len(e.input_ids) for e in examples)
-        labels = sum(len(e.input_ids) - e.label_start for e in examples)
+        labels = sum(e.labels for e in examples)
         return total / len(examples), labels / len(examples)
 
     def _batch(self, side: str) -> int:

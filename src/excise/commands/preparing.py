@@ -45,19 +45,21 @@ def prepare(
     *,
     begun: str | None = None,
     pictured: bool = False,
+    new: bool = False,
 ) -> Prepared:
     """Encode the sides that the terms read, load the model, choose the precision and attach the adapter.
 
     A run that was begun in the folder ``begun`` keeps its precision: a probe might decide otherwise this time.
-    ``pictured`` also takes what the report shows of an adapter's update.
+    ``pictured`` also takes what the report shows of an adapter's update; ``new`` lets a classifier get a new head.
     """
     objective.check_sides(terms, given.records)
+    objective.check_task(terms, settings.model.task)
     wanted = beginning.wanted(settings, terms, pictured=pictured)
     beginning.check_sides(wanted, given.records)
     _same_rows(begun, given)
     names, watched = objective.sides_read(terms), [s for s in (sides.CALIBRATION, sides.WATCH) if s in given.records]
     task, how = settings.model.task, sides.encoding(settings.data, context=context(settings))
-    classes = classes_of(settings, given)
+    classes = classes_of(settings, given, new=new)
     sides.cut(given, tokenizer, how, task=task, long=settings.data.long)
     rows = sides.encode(
         given, list(dict.fromkeys([*names, *wanted.sides, *watched])), tokenizer, settings.data,
@@ -107,15 +109,15 @@ def _same_base(folder: str | None, base: str | None) -> None:
 
 def context(settings: recipe.Recipe) -> int | None:
     """Longest input of the model, read from its config alone, so that bad rows are refused before weights load."""
-    return models.context_of(models.read_config(settings.model, headless=True))
+    return models.context_of(models.read_config(settings.model, headless=settings.model.task != "causal_lm"))
 
 
-def classes_of(settings: recipe.Recipe, given: sides.Sides) -> tuple[str, ...]:
-    """The classes of a classifier, by number: the model's own, or for a new head those that the rows hold."""
+def classes_of(settings: recipe.Recipe, given: sides.Sides, *, new: bool = False) -> tuple[str, ...]:
+    """The classes of a classifier, by number: the model's own, or where a ``new`` head will do those of the rows."""
     task = settings.model.task
     if task == "causal_lm":
         return ()
-    config = models.read_config(settings.model, headless=True)
+    config = models.read_config(settings.model, headless=new)
     if settings.model.config is None and models.has_head(config, task):
         return tuple(config.id2label[i] for i in range(config.num_labels))
     return TASKS[task].class_names([r for records in given.records.values() for r in records])

@@ -88,7 +88,7 @@ def fit(
             p.begun = beginning.begin(p.wanted, taker, run, resume=resume)
         p.given.warnings += p.begun.warnings
     width = int(p.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
-    fixed = {**p.begun.constants, **class_maps(p.classes, settings.model.task)}
+    fixed = {**p.begun.constants, **(class_maps(p.classes, settings.model.task) if p.classes else {})}
     stop = _rule(p, run, anatomy, device)
     with progress.stage(stage, p.plan.steps) as advance:
         trainer = train.UnlearnTrainer(

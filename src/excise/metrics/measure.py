@@ -60,7 +60,7 @@ class _Sequence:
 
     @property
     def labels(self) -> int:
-        return len(self.example.input_ids) - self.example.label_start
+        return self.example.labels
 
 
 @contextlib.contextmanager

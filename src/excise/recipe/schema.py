@@ -237,6 +237,7 @@ class Recipe:
     ``initialise`` names where an adapter starts, with its settings: ``{"rila": {"beta": 0.5}}``; empty means plain.
 
     Example:
+        >>> from excise.recipe import build
         >>> recipe = build({"model": {"name": "m"}, "optimiser": {"lr": "5e-5"}})
         >>> recipe.optimiser.lr
         5e-05

@@ -38,6 +38,11 @@ class Example:
     input_ids: tuple[int, ...]
     label_start: int
 
+    @property
+    def labels(self) -> int:
+        """Number of labels."""
+        return len(self.input_ids) - self.label_start
+
 
 @dataclass(frozen=True)
 class Encoding:

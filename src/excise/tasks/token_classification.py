@@ -31,6 +31,11 @@ class ClassExample:
     places: tuple[int, ...]
     classes: tuple[int, ...]
 
+    @property
+    def labels(self) -> int:
+        """Number of labels."""
+        return len(self.places)
+
 
 def read(source: str, *, limit: int | None = None, tag_names: Sequence[str] = ()) -> list[Record]:
     """The rows of this task: `read_tagged`."""

@@ -1,0 +1,73 @@
+"""What a step of DeepCUT costs beside the plain step: an encoder as large as MiniLM-L6, sentences like WNUT17's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertForTokenClassification
+
+from excise.forward import Batch
+from excise.objectives import deepcut
+from excise.objectives.retain import nll
+from excise.objectives.term import Term
+from excise.tasks import class_maps
+from excise.tasks.token_classification import ClassExample, collate
+from setting import plain
+
+KINDS = ("person", "place", "group", "product", "work", "company")
+NAMES = ("O", *(f"{prefix}-{kind}" for kind in KINDS for prefix in "BI"))
+# Tokens of 32 training sentences of WNUT17, drawn at random once, under MiniLM-L6's tokenizer.
+LENGTHS = (
+    21, 28, 40, 6, 39, 17, 47, 43, 45, 25, 39, 23, 75, 26, 35, 30, 45, 14, 13, 58, 47, 36, 31, 52, 23, 25, 14, 35, 24,
+    22, 37, 48,
+)  # fmt: skip
+#: Words for each token of theirs, and the share of words inside of entities.
+WORDS, ENTITIES = 0.56, 0.06
+
+
+def model() -> BertForTokenClassification:
+    """Six blocks of width 384, fresh weights, dropout as BERT has it."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30522, hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12,
+        num_labels=len(NAMES),
+    )  # fmt: skip
+    return BertForTokenClassification(config)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Random tokens of pinned lengths with random tags; the cost of a step depends on little else."""
+
+    sides: dict[str, list[ClassExample]]
+
+    @staticmethod
+    def drawn() -> Rows:
+        """Thirty-two sentences of each side."""
+        sides = {}
+        for number, side in enumerate(("forget", "retain")):
+            draw = np.random.default_rng([11, number])
+            sides[side] = [_sentence(length, draw) for length in draw.permutation(LENGTHS).tolist()]
+        return Rows(sides)
+
+    def collate(self, side: str, indices: Sequence[int]) -> Batch:
+        """A right-padded batch."""
+        made = collate([self.sides[side][i] for i in indices], pad_id=0)
+        return Batch(**made, indices=tuple(indices))
+
+
+def _sentence(length: int, draw: np.random.Generator) -> ClassExample:
+    places = [i for i in range(1, length - 1) if draw.random() < WORDS] or [1]
+    tags = [int(draw.integers(1, len(NAMES))) if draw.random() < ENTITIES else 0 for _ in places]
+    return ClassExample(tuple(draw.integers(1000, 30000, length).tolist()), tuple(places), tuple(tags))
+
+
+def terms(views: int) -> list[Term]:
+    """DeepCUT with cross-entropy on the retained rows; without views the plain step."""
+    return [deepcut(views=2 if views == 2 else 1), nll()] if views else plain()
+
+
+CONSTANTS = class_maps(NAMES, "token_classification")
