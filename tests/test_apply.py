@@ -23,6 +23,7 @@ from excise.initialise.collect import collect
 from excise.initialise.starts import STARTS, Factors, Start, plain, rila
 from excise.objectives.forget import dpo, npo
 from excise.objectives.retain import kl, nll
+from excise.objectives.value import value_of
 
 KINDS = ("llama", "gpt2", "gpt_neox", "gemma2")
 MOVING = [name for name in STARTS if name != "plain"]
@@ -194,10 +195,10 @@ def test_the_reference_is_the_original_under_every_start(name: str, base: str, t
     plain_ = tiny.step_of(original, *((s, DATA.batch(s, range(4))) for s in DATA.counts), reference=stored(original))
     ours = tiny.step_of(net, *((s, DATA.batch(s, range(4))) for s in DATA.counts), reference=kept)
     for term in terms:
-        wanted = train.value_of(term, plain_.run(term.needs()))
-        found = train.value_of(term, ours.run(term.needs()))
+        wanted = value_of(term, plain_.run(term.needs()))
+        found = value_of(term, ours.run(term.needs()))
         assert torch.allclose(found, wanted, atol=1e-5), term.name
-    assert float(train.value_of(kl(), ours.run(kl().needs())).abs().max()) < 1e-5, "no distance from itself"
+    assert float(value_of(kl(), ours.run(kl().needs())).abs().max()) < 1e-5, "no distance from itself"
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

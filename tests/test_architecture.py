@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "world_tagged": frozenset({"world"}),
     "stopping": frozenset({"recipe", "metrics.statistics"}),
     "tasks": frozenset({"recipe", "records", "forward", "paraphrase"}),
-    "objectives": frozenset({"forward", "geometry"}),
+    "objectives": frozenset({"forward", "geometry", "ranks"}),
     "initialise": frozenset({"forward", "geometry", "ranks", "subspace"}),
     "draws": frozenset(),
     "schedule": frozenset({"draws", "recipe"}),

@@ -18,6 +18,7 @@ from excise.errors import InputRefused, UsageError
 from excise.records import Record
 from excise.tasks import causal_lm
 from excise.tasks.causal_lm import Encoding, Example, collate, encode, encode_records, length_batches, sequences
+from excise.tasks.chunks import chunk_text_records
 
 SHARED = Path(os.environ.get("EXCISE_SHARED", Path(__file__).resolve().parents[1].parent / "shared"))
 TEXTS = ["Who wrote the long book?", "Ada Bly wrote it in 1987.", "the theatre, then there", "naïve café, 日本", "\n\n"]
@@ -107,7 +108,8 @@ def test_a_token_across_the_boundary_is_a_label_whole(prompt, completion):
     tokenizer = greedy_merges()
     row = encode(prompt, completion, tokenizer, max_length=99)
     head, labels = row.input_ids[: row.label_start], row.input_ids[row.label_start : -1]
-    assume(len(row.input_ids) > 2)  # a row that is one token (and its end) has nothing before its answer
+    # Where the very first token holds part of the answer, nothing stands before it that could predict it.
+    assume(tokenizer(prompt + "\n")["input_ids"][0] == row.input_ids[0])
     decoded = tokenizer.decode(labels)
     assert decoded.endswith(completion)
     assert tokenizer.decode(head) + decoded == prompt + "\n" + completion
@@ -236,7 +238,7 @@ def test_a_tokenizer_without_an_end_is_refused():
 @settings(deadline=None, max_examples=30)
 @given(content=st.text(alphabet="abé日 .\n", max_size=300), max_length=st.integers(12, 40))
 def test_pieces_of_a_text_fit_lose_nothing_and_are_never_empty(make, content, max_length):
-    pieces = causal_lm.chunk_text_records([Record(None, content, line=7, group="g")], make(), max_length)
+    pieces = chunk_text_records([Record(None, content, line=7, group="g")], make(), max_length)
     assert "".join("".join(p.completion for p in pieces).split()) == "".join(content.split())
     for piece in pieces:
         assert piece.completion.strip()
@@ -246,12 +248,12 @@ def test_pieces_of_a_text_fit_lose_nothing_and_are_never_empty(make, content, ma
 
 def test_pieces_are_nearly_full_and_end_between_words():
     words = [f"word{i}" for i in range(400)]
-    pieces = causal_lm.chunk_text_records([Record(None, " ".join(words))], byte_level(), 50)
+    pieces = chunk_text_records([Record(None, " ".join(words))], byte_level(), 50)
     assert [w for p in pieces for w in p.completion.split()] == words
     assert all(len(byte_level()(p.completion)["input_ids"]) > 40 for p in pieces[:-1])
-    assert causal_lm.chunk_text_records([Record("q", "a " * 900)], byte_level(), 9) == [Record("q", "a " * 900)]
+    assert chunk_text_records([Record("q", "a " * 900)], byte_level(), 9) == [Record("q", "a " * 900)]
     with pytest.raises(UsageError, match="no room"):
-        causal_lm.chunk_text_records([Record(None, "abc")], byte_level(), 1)
+        chunk_text_records([Record(None, "abc")], byte_level(), 1)
 
 
 # --- evaluation sequences -----------------------------------------------------------------------------------------

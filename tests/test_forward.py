@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from excise import forward, train
+from excise import forward
 from excise.forward import (
     REFERENCE,
     Anatomy,
@@ -32,6 +32,7 @@ from excise.forward import (
     token_rows,
 )
 from excise.objectives.term import Term
+from excise.objectives.value import value_of
 
 every_architecture = pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 some_architectures = pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "gemma2"])
@@ -339,7 +340,7 @@ def test_chunks_change_neither_values_nor_gradients(kind: str, width: int, monke
     def values() -> tuple[Tensor, Tensor, list[int]]:
         with counted(net) as calls:
             made = tiny.step_of(net, ("forget", given)).run(needs)
-            return made[token_logp("forget")], train.value_of(term, made), list(calls.head)
+            return made[token_logp("forget")], value_of(term, made), list(calls.head)
 
     logp, loss, whole = values()
     want = tiny.gradients(net, logp.sum() + loss.sum())
@@ -372,9 +373,9 @@ def test_a_chunk_cuts_tokens_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
         return number[rows] * term_logits.logsumexp(-1)
 
     term = Term("weighted", weighted, inputs, over="forget", per="token")
-    want = train.value_of(term, tiny.step_of(net, ("forget", given)).run(term.needs()))
+    want = value_of(term, tiny.step_of(net, ("forget", given)).run(term.needs()))
     monkeypatch.setattr("excise.forward.head.CHUNK_ELEMENTS", tiny.VOCABULARY)
-    got = train.value_of(term, tiny.step_of(net, ("forget", given)).run(term.needs()))
+    got = value_of(term, tiny.step_of(net, ("forget", given)).run(term.needs()))
     torch.testing.assert_close(got, want)
 
 

@@ -26,6 +26,7 @@ from excise.forward import (
 from excise.objectives.forget import npo
 from excise.objectives.forget_wide import undial
 from excise.objectives.retain import kl, rmu_retain
+from excise.objectives.value import value_of
 
 DATA = tiny.Data({"forget": 7, "retain": 5})
 HOWS = ("attended", "answer", "last")
@@ -135,7 +136,7 @@ def test_terms_start_at_their_reference_values() -> None:
     stored = store(net, [p for p in needs if p.model == REFERENCE])
     sides = {"forget": DATA.batch("forget", [1, 4]), "retain": DATA.batch("retain", [0, 3, 2])}
     made = forward.Step(net, Anatomy.of(net), sides, reference=stored).run(needs)
-    npo_value, kl_value, held, distilled = (train.value_of(t, made).detach() for t in terms)
+    npo_value, kl_value, held, distilled = (value_of(t, made).detach() for t in terms)
     torch.testing.assert_close(npo_value, torch.full((2,), 2 / 0.3 * 0.6931472), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(kl_value, torch.zeros_like(kl_value), rtol=0, atol=1e-5)
     torch.testing.assert_close(held, torch.zeros(3), rtol=0, atol=1e-8)

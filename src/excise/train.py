@@ -17,12 +17,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from excise import files, optimise, ranks, recipe
 from excise.errors import IntegrityFailed, TrainingStopped
-from excise.forward import PER_TOKEN, POLICY, Anatomy, Batch, Logits, Product, Step, base_side, chunked, passes
+from excise.forward import POLICY, Anatomy, Batch, Product, Step, base_side, passes
 from excise.objectives.term import Dual, Ramp, Term
+from excise.objectives.value import arguments, free, gather, value_of, weights_of
 from excise.schedule import Plan
 
 Collate = Callable[[str, Sequence[int]], Batch]
-Wiring = Mapping[str, Product | tuple[Product, ...]]
 
 
 class _Micro(Dataset):
@@ -52,43 +52,6 @@ def _present(term: Term, sides: Mapping[str, Batch], *, first: bool) -> bool:
     if term.over is None:
         return first
     return all(base_side(p.side) in (None, *sides) for p in term.needs())
-
-
-def value_of(term: Term, made: Mapping[Product, Any]) -> Tensor:
-    """The values of a term, per row or token; a term that reads logits is evaluated in recomputed chunks."""
-    block = next((made[p] for p in term.needs() if isinstance(made[p], Logits)), None)
-    if block is None:
-        return term.fn(**_arguments(term.inputs, lambda p: made[p]))
-
-    def part(start: int, stop: int) -> Tensor:
-        return term.fn(**_arguments(term.inputs, lambda p: _slice(p, made[p], start, stop)))
-
-    return chunked(part, len(block), block.vocabulary, grad=torch.is_grad_enabled())
-
-
-def weights_of(term: Term, made: Mapping[Product, Any], batch: Batch) -> Tensor:
-    """How much each of a term's values counts in its mean: nothing where the row only evens the ranks out."""
-    weight = batch.columns["row_weight"]
-    if term.per == "token":
-        weight = weight[batch.positions()[0]]
-    return weight if term.counts is None else weight * term.counts(**_arguments(_free(term), lambda p: made[p]))
-
-
-def _free(term: Term) -> Wiring:
-    """The inputs that cost no pass."""
-    return {k: v for k, v in term.inputs.items() if not passes(v if isinstance(v, tuple) else (v,))}
-
-
-def _arguments(inputs: Wiring, value: Callable[[Product], Any]) -> dict[str, Any]:
-    """The parameters of a term's function; those that name several products get a tuple."""
-    return {k: tuple(map(value, v)) if isinstance(v, tuple) else value(v) for k, v in inputs.items()}
-
-
-def _slice(product: Product, value: Any, start: int, stop: int) -> Any:
-    """The label positions of a chunk, of what has one entry per label token; all of anything else."""
-    if isinstance(value, Logits):
-        return value.rows(start, stop)
-    return value[start:stop] if product.what in PER_TOKEN else value
 
 
 def freeze_unread(model: nn.Module, anatomy: Anatomy, needs: Sequence[Product]) -> None:
@@ -215,8 +178,8 @@ class UnlearnTrainer(Trainer):
         total = 0.0
         for sides in (sample["sides"] for sample in samples if _present(term, sample["sides"], first=False)):
             step = Step(self.model, self.anatomy, sides, constants=self.constants)
-            made = step.run([p for v in _free(term).values() for p in (v if isinstance(v, tuple) else (v,))])
-            made = _gather(term, made, sides) if term.gathered and self.args.world_size > 1 else made
+            made = step.run(free(term))
+            made = gather(term, made, sides) if term.gathered and self.args.world_size > 1 else made
             total += float(weights_of(term, made, sides[str(term.over)]).sum())
         return total
 
@@ -254,7 +217,7 @@ class UnlearnTrainer(Trainer):
         self, term: Term, made: dict[Product, Any], sides: dict[str, Batch], totals: Mapping[str, list[float]]
     ) -> Tensor:
         """What this micro-batch adds to the term's value in this step: its part of the mean over the window."""
-        made = _gather(term, made, sides) if term.gathered and self.args.world_size > 1 else made
+        made = gather(term, made, sides) if term.gathered and self.args.world_size > 1 else made
         values = value_of(term, made)
         if term.over is None:  # a value of the weights, the same on every rank
             share = values / self.args.world_size
@@ -270,7 +233,7 @@ class UnlearnTrainer(Trainer):
         self._window[term.name] = self._window.get(term.name, 0.0) + number
         if term.monitor is not None:
             with torch.no_grad():
-                for key, value in term.monitor(**_arguments(term.inputs, lambda p: made[p])).items():
+                for key, value in term.monitor(**arguments(term.inputs, lambda p: made[p])).items():
                     self._monitor[f"{term.name}/{key}"] = float(value)
         return share
 
@@ -383,22 +346,6 @@ def checkpoints(folder: Path) -> list[Path]:
 def _on(value: Any, device: torch.device) -> Any:
     """A constant on a device, once and not in every step: a tensor, or one for each layer."""
     return {name: v.to(device) for name, v in value.items()} if isinstance(value, Mapping) else value.to(device)
-
-
-def _gather(term: Term, made: dict[Product, Any], sides: dict[str, Batch]) -> dict[Product, Any]:
-    """The products named in ``term.gathered`` with the rows of all ranks, gradient included, fillers left out."""
-    out = dict(made)
-    for name in sorted(term.gathered):  # in the same order on every rank, which that of a set is not
-        value = term.inputs[name]
-        for product in [p for p in (value if isinstance(value, tuple) else (value,)) if p in made]:
-            batch, own = sides[str(base_side(product.side))], made[product]
-            weight = batch.columns["row_weight"]
-            if product.what in PER_TOKEN:
-                weight = weight[batch.positions()[0]]
-            if product.what == "token_rows":  # each rank counts its own rows from 0
-                own = own + ranks.place()[0] * len(batch.input_ids)
-            out[product] = ranks.all_rows(own)[ranks.all_rows(weight) > 0]
-    return out
 
 
 def autocast(precision: str, device: str = "cpu") -> Any:

@@ -57,7 +57,7 @@ def _spread(pages: Sequence[str], count: int) -> list[str]:
 def _one_piece(page: str, tokenizer: Any, which: int) -> str | None:
     """The piece number ``which`` of a page, or the first that is long enough."""
     from excise.records import Record
-    from excise.tasks.causal_lm import chunk_text_records
+    from excise.tasks.chunks import chunk_text_records
 
     pieces = [r.completion for r in chunk_text_records([Record(None, page)], tokenizer, PIECE)]
     long = [p for p in pieces if len(tokenizer(p)["input_ids"]) >= SHORTEST]

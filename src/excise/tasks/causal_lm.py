@@ -7,8 +7,6 @@ template writes its own beginning-of-sequence token, so none is added to it.
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,6 +17,7 @@ from torch import Tensor
 from excise import paraphrase
 from excise.errors import InputRefused, UsageError
 from excise.records import Record, read_records
+from excise.tasks.chunks import chunk_text_records, token_ids
 
 ANSWER, PARAPHRASE, FALSE_ANSWER = 0, 1, 2
 LONG = "split"  # what becomes of plain texts that are too long, unless the recipe says
@@ -250,7 +249,7 @@ def _at(where: str) -> str:
 def _tokens(record: Record, tokenizer: Any, spec: Encoding, where: str) -> tuple[list[int], list[int]]:
     """Tokens of the part before the answer, and of the whole row, both without an end that nobody wrote."""
     if record.prompt is None:
-        return [], _ids(tokenizer, record.completion)
+        return [], token_ids(tokenizer, record.completion)
     if spec.chat == "always" and not getattr(tokenizer, "chat_template", None):
         raise InputRefused("the tokenizer has no chat template: set chat to auto or never, or give it one")
     if spec.chat != "never" and getattr(tokenizer, "chat_template", None):
@@ -258,16 +257,12 @@ def _tokens(record: Record, tokenizer: Any, spec: Encoding, where: str) -> tuple
         answer = {"role": "assistant", "content": record.completion}
         head = _chat(tokenizer, turns, True, where)
         whole = _chat(tokenizer, [*turns, answer], False, where)
-        return _ids(tokenizer, head, special=False), _ids(tokenizer, whole, special=False)
+        return token_ids(tokenizer, head, special=False), token_ids(tokenizer, whole, special=False)
     head = spec.template.replace("{prompt}", record.prompt)  # not format: braces in a prompt are text
-    ids = _ids(tokenizer, head)
+    ids = token_ids(tokenizer, head)
     while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
-    return ids, _ids(tokenizer, head + record.completion)
-
-
-def _ids(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    return ids, token_ids(tokenizer, head + record.completion)
 
 
 def _chat(tokenizer: Any, turns: list[dict[str, str]], answer_next: bool, where: str) -> str:
@@ -278,37 +273,6 @@ def _chat(tokenizer: Any, turns: list[dict[str, str]], answer_next: bool, where:
     except Exception as error:  # templates raise what they like, with the turns in the text
         kind = type(error).__name__
         raise InputRefused(f"{_at(where)}the chat template refuses these turns ({kind}): check their order") from None
-
-
-# --- long texts ---------------------------------------------------------------------------------------------------
-
-
-def chunk_text_records(records: Sequence[Record], tokenizer: Any, max_length: int) -> list[Record]:
-    """Cut plain text rows into pieces of at most ``max_length`` tokens, as MUSE does; other rows stay as they are.
-
-    Pieces end between words where they can. White space at a cut is dropped, nothing else is, and no piece is empty.
-    Encode them with ``text_eos=False``: a cut is not an end.
-
-    Args:
-        records: Rows; pieces keep the line and group of their row.
-        tokenizer: Of transformers.
-        max_length: Longest piece in tokens, with what the tokenizer adds and one place for end-of-sequence.
-
-    Raises:
-        UsageError: ``max_length`` has no room for a single character.
-    """
-    out = []
-    for record in records:
-        if record.prompt is not None:
-            out.append(record)
-            continue
-        rest = record.completion.strip()
-        while rest:
-            end = _fitting(rest, tokenizer, max_length - 1)
-            piece = rest[:end].rstrip()
-            out.append(Record(prompt=None, completion=piece, group=record.group, line=record.line))
-            rest = rest[end:].lstrip()
-    return out
 
 
 def cut(records: Sequence[Record], tokenizer: Any, max_length: int, *, source: str = "") -> list[Record]:
@@ -323,30 +287,6 @@ def cut(records: Sequence[Record], tokenizer: Any, max_length: int, *, source: s
             pieces.pop()
         out += pieces if len(pieces) > 1 else [record]
     return out
-
-
-def _fitting(text: str, tokenizer: Any, room: int) -> int:
-    """How many characters fit in ``room`` tokens: up to a word's end, or within a word that is too long by itself."""
-    width = 4 * max(room, 1)
-    while True:  # a window of text that is surely long enough, or all of it
-        if len(_ids(tokenizer, text[:width])) > room:
-            break
-        if width >= len(text):
-            return len(text)
-        width *= 2
-    window = text[:width]
-
-    def too_long(end: int) -> bool:
-        return len(_ids(tokenizer, window[:end])) > room
-
-    words = [match.start() for match in re.finditer(r"\s+", window)]
-    for ends in (words, range(1, len(window))):
-        fits = bisect_right(ends, False, key=too_long)
-        while fits > 0 and too_long(ends[fits - 1]):  # lengths do not grow strictly with the text
-            fits -= 1
-        if fits > 0:
-            return ends[fits - 1]
-    raise UsageError(f"max_length {room + 1} has no room for a single character")
 
 
 # --- tensors ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from excise.errors import InputRefused
 from excise.records import Record, read_labelled
-from excise.tasks.causal_lm import ANSWER, Encoding, chunk_text_records, where_of
+from excise.tasks.causal_lm import ANSWER, Encoding, where_of
+from excise.tasks.chunks import chunk_text_records
 from excise.tasks.token_classification import ClassExample, collate, too_long, unknown_class
 
 __all__ = ["LONG", "ClassExample", "class_names", "collate", "cut", "encode_records", "read", "sequences"]
