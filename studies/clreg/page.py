@@ -47,7 +47,8 @@ def write(rows: Sequence[Row], out: Path, *, docs: bool, missing: Sequence[Plann
     hard = hardness.split(out)
     before: list[Row] = json.loads(Path(__file__).with_name("earlier.json").read_text(encoding="utf-8")) if docs else []
     twin = [_plain(r) for r in rows] + ([{"name": "easy and hard facts", **hard}] if hard else []) + before
-    (folder / "clreg.json").write_text(json.dumps(twin, indent=1) + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(r) for r in twin)
+    (folder / "clreg.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     text = Path(__file__).with_name("page.md.txt").read_text(encoding="utf-8")
     if not docs:
         head, _, rest = text.partition("<<FINDINGS>>")

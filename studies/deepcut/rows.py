@@ -8,7 +8,7 @@ from typing import Any
 
 Changes = dict[str, Any]
 _CUT = "objective.regularise.deepcut."
-RATES = [2e-5, 5e-5]
+RATES = [5e-5, 2e-4]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ def _grid(key: str, weights: Sequence[float], rates: Sequence[float] = RATES) ->
 
 
 METHODS: dict[str, Method] = {
-    "deepcut": Method("deepcut", _grid(_CUT + "weight", (0.3, 0.9))),
-    "deepcut-full": Method("deepcut", _grid(_CUT + "weight", (0.3, 0.9)), {_CUT + "form": "full"}),
+    "deepcut": Method("deepcut", _grid(_CUT + "weight", (0.03, 0.1))),
+    "deepcut-full": Method("deepcut", _grid(_CUT + "weight", (0.1, 0.3)), {_CUT + "form": "full"}),
     "reverse-gradient": Method("reverse-gradient", _grid("objective.forget.ga.weight", (0.3, 1.0))),
     "relabel": Method("relabel", _grid("objective.forget.relabel.weight", (0.3, 1.0))),
     "random-labels": Method("random-labels", _grid("objective.forget.relabel.weight", (0.3, 1.0))),
@@ -40,7 +40,7 @@ PROCEDURES = ("retrain", "sisa")
 MAIN = ("deepcut", "reverse-gradient", "relabel", "retrain", "deepcut-full", "random-labels", "bad-teacher", "naive")
 DRAWS = 10
 #: The recipe's own values of what is tuned.
-AS_SHIPPED: Changes = {"optimiser.lr": 5e-5, _CUT + "weight": 0.3}
+AS_SHIPPED: Changes = {}
 
 
 @dataclass(frozen=True)

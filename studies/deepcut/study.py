@@ -208,7 +208,8 @@ class Study:
             cost = {"retrain": self._retrained, "sisa": self._sharded}[row.method](row, folder)
             own: dict[str, Any] = {"kept": None}
         else:
-            changes = {**self.tuned(row.data, row.method), **row.changes, "evaluate.gold": str(gold)}
+            tuned = {} if row.group == "shipped" else self.tuned(row.data, row.method)
+            changes = {**tuned, **row.changes, "evaluate.gold": str(gold)}
             cost, own = self._unlearned(row, folder, changes)
         own |= {"cost": cost, "gold_cost": gold_cost, "original_cost": self.original(row.data)[1]}
         own |= {"forgotten": len(self.forgotten(row.data, row.split)), "threads": self.threads}

@@ -1,6 +1,6 @@
 """The ReGLU study: where an adapter starts and what holds it, each with its own rate, beside the gold; resumable.
 
-    python studies/reglu/run.py [--out DIR] [--tiny DIR] [--quick] [--max-minutes M] [--page]
+    python studies/reglu/run.py [--out DIR] [--tiny DIR] [--quick] [--only REGEX] [--max-minutes M] [--page]
 
 Rows are run folders below ``--out``; a row whose results are there is not run again. ``--tiny`` is a folder of
 tofu-tiny's data and models that another study has trained (default ``OUT/tiny``: trained where they are missing).
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -106,13 +107,18 @@ class Study:
             done.write_text(json.dumps({**found, "tried": trials(folder), "commit": self.commit}))
         return json.loads(done.read_text())
 
+    @property
+    def both_tuned(self) -> bool:
+        """Whether it is known which loss is swept."""
+        return all(path.is_file() for path in self._of_rila().values())
+
     def better(self) -> str:
         """The loss that the sweeps are run with: the one whose RILA came nearer to the gold on authors 86-90."""
-        reached = {}
-        for loss in listed.MAIN:
-            path = self.out / "tuned" / f"{loss}-rila.json"
-            reached[loss] = json.loads(path.read_text())["value"] if path.is_file() else 99.0
-        return min(reached, key=lambda loss: reached[loss])
+        found = {loss: json.loads(p.read_text())["value"] for loss, p in self._of_rila().items() if p.is_file()}
+        return min(found, key=lambda loss: found[loss]) if found else listed.MAIN[0]
+
+    def _of_rila(self) -> dict[str, Path]:
+        return {loss: self.out / "tuned" / f"{loss}-rila.json" for loss in listed.MAIN}
 
     def rows(self) -> Iterator[Row]:
         """Every row; which loss is swept is known once both are tuned."""
@@ -194,6 +200,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--worker", type=int, default=0, help="which worker this is, of --workers")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--only", help="only rows whose name this regular expression finds")
     parser.add_argument("--commit", help="how rows name the engine, where the code is no clone")
     parser.add_argument("--page", action="store_true", help="only write the page")
     return parser.parse_args()
@@ -207,12 +214,12 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     out = given.out or Path("studies-out") / ("reglu" if given.size == "tiny" else "reglu-quick")
     study, end = Study(out.resolve(), SIZES[given.size], given), time.monotonic() + 60 * given.max_minutes
-    while not given.page and (row := _next(study, given.worker, given.workers)):
+    while not given.page and (row := _next(study, given)):
         if time.monotonic() > end:
             print("out of time; run again to go on", file=sys.stderr)
             break
         start = time.monotonic()
-        if (row.group, row.split) != ("main", "forget10") and given.worker == 0:
+        if given.size == "tiny" and given.worker == 0 and (row.group, row.split) != ("main", "forget10"):
             study.costs()
         study.run(row)
         print(f"{row.name}: {time.monotonic() - start:.0f} s", flush=True)
@@ -222,11 +229,13 @@ def main() -> None:
         page.write(collect(study.out), study, docs=given.size == "tiny")
 
 
-def _next(study: Study, worker: int, workers: int) -> Row | None:
+def _next(study: Study, given: argparse.Namespace) -> Row | None:
     """The first missing row of a worker; all rows of a loss and start go to one, which tunes them."""
     pairs = [(loss, start) for start in listed.STARTS for loss in listed.LOSSES]
     for row in study.rows():
-        if pairs.index((row.loss, row.start)) % workers == worker and not study.done(row):
+        mine = pairs.index((row.loss, row.start)) % given.workers == given.worker
+        wanted = not given.only or re.search(given.only, row.name)
+        if mine and wanted and not study.done(row) and (row.group == "main" or study.both_tuned):
             return row
     return None
 
