@@ -238,7 +238,7 @@ def deepcut(
     For token classifiers, and for sequence classifiers, whose rows have one label each. Only forget rows are anchors;
     cross-entropy on the retained rows has to stand beside it (`nll`). The mean is over the anchors of a step, so
     ``weight`` (the paper's gamma) means the same for every batch size. What decides the outcome is how many
-    retain-only steps follow a step that forgets (``schedule.retain_steps``, 3 in our trials) and when it stops, more
+    retain-only steps follow a step that forgets (``schedule.retain_steps``, 7 in our recipe) and when it stops, more
     than ``weight`` or ``temperature``; run to the end it pushes forgotten labels further than never-seen ones are.
 
     Args:
