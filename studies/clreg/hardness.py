@@ -57,8 +57,9 @@ def split(out: Path) -> dict[str, Any] | None:
 
     Returns:
         ``early`` (mean probability in the short original) and ``n`` for easy and hard, and per setting, for easy, hard
-        and their difference, the mean log10 probability of the answers with a bootstrap interval over questions, and
-        the change against the run without CLReg, question by question.
+        and their difference, the mean log10 probability of the answers with a bootstrap interval over questions, the
+        ``change`` against the run without CLReg, and that of deeper settings against Last-1 (``beside``), question by
+        question.
     """
     if not (out / "hardness.json").is_file():
         return None
@@ -67,7 +68,7 @@ def split(out: Path) -> dict[str, Any] | None:
         return None
     early = np.array(json.loads((out / "hardness.json").read_text()))
     easy = np.argsort(np.argsort(-early)) < len(early) / 2
-    plain = np.log10(answers(out, SETTINGS["without CLReg"]))
+    plain, last = (np.log10(answers(out, SETTINGS[name])) for name in ("without CLReg", "Last-1"))
     gold = np.log10(answers(out, SETTINGS["without CLReg"], "gold"))
     found: dict[str, Any] = {"n": [int(easy.sum()), int((~easy).sum())]}
     found["early"] = [float(early[easy].mean()), float(early[~easy].mean())]
@@ -75,6 +76,8 @@ def split(out: Path) -> dict[str, Any] | None:
     for name, row in there.items():
         own = np.log10(answers(out, row))
         found["settings"][name] = {"level": _intervals(own, easy), "change": _intervals(own - plain, easy)}
+        if name in ("Last-2", "Last-4"):
+            found["settings"][name]["beside"] = _intervals(own - last, easy)
     return found
 
 

@@ -210,6 +210,9 @@ def by_hardness(found: Mapping[str, Any] | None) -> str:
         cells = [_interval(own["level"][p]) for p in parts]
         change = own.get("change") if name != "without CLReg" else None
         body.append([name, *cells, *(_interval(change[p]) if change else "" for p in parts)])
+    for name, own in found["settings"].items():
+        if "beside" in own:
+            body.append([f"{name} less Last-1", *(_interval(own["beside"][p]) for p in parts), "", "", ""])
     head = ["setting", "easy", "hard", "easy - hard", "change: easy", "change: hard", "change: easy - hard"]
     note = (
         f"\n\n{found['n'][0]} easy and {found['n'][1]} hard questions; their answers have probability "

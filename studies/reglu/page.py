@@ -62,6 +62,7 @@ def write(rows: Sequence[Row], study: Study, *, docs: bool) -> None:
         "TARGETS": targets(rows),
         **{f"SWEEP{s[-2:]}": sweeps(rows, s, study.better()) for s in ("forget10", "forget01")},
         "ROLSHARE": rol_share(rows),
+        "GEOMETRY": geometry_table(rows),
         "COSTS": cost_table(costs),
         "TUNED": tuning_table(tuned),
         "ENGINE": ", ".join(sorted({r["commit"] for r in rows if "commit" in r})) or NOT_YET,
@@ -246,6 +247,18 @@ def rol_share(rows: Sequence[Row]) -> str:
                 label = "" if row["group"] == "main" else row["group"]
                 body.append([title, label or str(weight), str(row["seed"]), f"{first:.3f}", f"{last:.3f}", *lost])
     head = ["row", "changed", "seed", "share, first", "share, last", "forget p", "untouched p", "relearned"]
+    return _table(head, body) if body else ""
+
+
+def geometry_table(rows: Sequence[Row]) -> str:
+    """Which share of either side's variance the update's directions hold."""
+    body = []
+    for row in (r for r in rows if r["group"] == "main" and r.get("geometry")):
+        own, title = row["geometry"], f"{LOSS_TITLES[row['loss']]}, {TITLES[row['start']]}, {SPLITS[row['split']]}"
+        shares = [own.get(when, {}).get(side) for when in ("before", "after") for side in ("forget", "retain")]
+        cells = ["" if share is None else f"{share:.3f}" for share in shares]
+        body.append([title, str(row["seed"]), *cells, f"{own['chance']['any']:.3f}"])
+    head = ["row", "seed", "forget, start", "retain, start", "forget, trained", "retain, trained", "by chance"]
     return _table(head, body) if body else ""
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -175,6 +176,21 @@ def monitored(run: artifacts.RunFolder) -> dict[str, list[float]]:
     return {key: [log[0][key], log[-1][key]] for key in (log[0] if log else ()) if key in log[-1]}
 
 
+def moved(folder: Path) -> dict[str, dict[str, float]]:
+    """Mean over layers of each side's variance that the update's directions hold, before and after training."""
+    path = artifacts.open_run(folder).geometry
+    layers = json.loads(path.read_text())["layers"] if path.is_file() else []
+    out = {"chance": {"any": statistics.mean(x["chance"] for x in layers)}} if layers else {}
+    for when in ("before", "after"):
+        own = [x[when] for x in layers if x.get(when)]
+        shares = {
+            side: [x[side]["share"] for x in own if x[side]["share"] is not None] for side in ("forget", "retain")
+        }
+        if all(shares.values()):
+            out[when] = {side: statistics.mean(values) for side, values in shares.items()}
+    return out
+
+
 def collect(out: Path) -> list[dict[str, Any]]:
     """One object per finished row, and one for the original and the gold of each split."""
     found: dict[str, dict[str, Any]] = {}
@@ -186,7 +202,7 @@ def collect(out: Path) -> list[dict[str, Any]]:
             found.setdefault(f"{role}-{row['split']}", {"name": role, "split": row["split"], "group": role,
                                                         "metrics": own})  # fmt: skip
         own = {k: v.__dict__ for k, v in results.models["unlearned"].items()}
-        found[row["name"]] = {**row, "metrics": own, "seconds": results.seconds}
+        found[row["name"]] = {**row, "metrics": own, "seconds": results.seconds, "geometry": moved(path.parent)}
     return list(found.values())
 
 
