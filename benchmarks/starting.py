@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from excise import recipe
-from excise.commands.gathering import Taker
+from excise.commands.starting.gathering import Taker
 from excise.forward import Batch
 from excise.initialise import apply
 from excise.initialise.starts import STARTS, Factors, from_directions

@@ -9,7 +9,7 @@ import numpy as np
 
 from excise import artifacts
 from excise.artifacts import Number, Results, RunFolder
-from excise.commands.findings import findings
+from excise.commands.measuring.findings import findings
 from fake_run import HOSTILE, _log_row, _manifest, _words
 
 __all__ = ["HOSTILE", "write_fake_tagged_run"]

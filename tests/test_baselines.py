@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from excise import recipe
 from excise.artifacts import RunFolder
-from excise.commands import objective
+from excise.commands.starting import objective
 from excise.errors import UsageError
 from excise.forward import Batch, Step, row_numbers
 from excise.metrics.class_scores import score

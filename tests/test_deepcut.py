@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 import tiny
-from excise.commands.objective import cautions
+from excise.commands.starting.objective import cautions
 from excise.errors import UsageError
 from excise.forward import View, passes
 from excise.objectives import Term

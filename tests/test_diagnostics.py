@@ -13,8 +13,8 @@ from torch import Tensor
 import oracles_lora
 import tiny
 from excise.artifacts import finite
-from excise.commands import diagnostics
-from excise.commands.diagnostics import geometry, layer, update_directions
+from excise.commands.measuring import diagnostics
+from excise.commands.measuring.diagnostics import geometry, layer, update_directions
 from excise.initialise.moments import Moments
 from excise.initialise.starts import Factors
 from excise.reporting import adapter

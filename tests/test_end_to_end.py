@@ -379,7 +379,8 @@ def test_measurements_that_are_kept_give_the_same_numbers(
 
 
 def test_another_seed_is_another_run(small: SmallWorld, tmp_path: Path) -> None:
-    from excise.commands import folders, preparing, sides, training
+    from excise.commands import folders, training
+    from excise.commands.starting import preparing, sides
 
     digests = []
     for seed in (0, 1):

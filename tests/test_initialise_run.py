@@ -18,8 +18,9 @@ import excise
 import tiny
 import two_ranks_started
 from excise import cli, files, models, recipe
-from excise.commands import beginning, evaluation, gathering, objective, preparing, sides
+from excise.commands.measuring import evaluation
 from excise.commands.progress import Progress
+from excise.commands.starting import beginning, gathering, objective, preparing, sides
 from excise.errors import ExciseError, IntegrityFailed, UsageError
 from excise.initialise import store
 from small_world import SmallWorld

@@ -19,7 +19,7 @@ import oracle_mcq
 import small_world
 import tiny
 from excise import artifacts, cli, models, recipe
-from excise.commands.findings import findings
+from excise.commands.measuring.findings import findings
 from excise.commands.progress import Progress
 from excise.errors import InputRefused, UsageError
 from excise.metrics import catalogue, mcq

@@ -15,7 +15,7 @@ import yaml
 
 from excise import recipe
 from excise.cli import main
-from excise.commands import beginning, objective
+from excise.commands.starting import beginning, objective
 from excise.errors import UsageError
 from excise.objectives import FORGET, RETAIN
 from excise.records import Record, check_sides, read_records

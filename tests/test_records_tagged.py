@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from excise import recipe
-from excise.commands import sides
+from excise.commands.starting import sides
 from excise.errors import InputRefused, UsageError
 from excise.records import Record, check_sides, fingerprint, read_labelled, read_tagged
 

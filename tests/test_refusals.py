@@ -116,7 +116,7 @@ def test_rows_that_are_forgotten_and_kept_at_once(
 def test_rows_that_nearly_stand_in_retain_are_a_warning(small: SmallWorld, tmp_path: Path) -> None:
     long = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
     from excise import recipe
-    from excise.commands import sides
+    from excise.commands.starting import sides
 
     values = _edited(small, tmp_path, "retain", lambda rows: rows.append({"question": long, "answer": "Ann"}))
     forget = [*small_world.rows(small.sides["forget"]), {"question": long, "answer": "Bob"}]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import tokenizers_tiny as tiny
 from excise import recipe
-from excise.commands import sides
+from excise.commands.starting import sides
 from excise.errors import InputRefused
 from excise.records import Record
 from excise.tasks.causal_lm import Encoding

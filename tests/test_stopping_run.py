@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 import small_world
 from excise import artifacts, cli, recipe
-from excise.commands import preparing, sides, training
+from excise.commands import training
 from excise.commands.progress import Progress
 from excise.commands.running import run
+from excise.commands.starting import preparing, sides
 from excise.errors import NotShown, UsageError
 from small_world import SmallWorld
 
@@ -130,7 +131,7 @@ class _Stop:
 
 def test_calibration_rows_do_not_reach_the_evaluation(small: SmallWorld, tmp_path: Path) -> None:
     own = settings(small, tmp_path / "run")
-    from excise.commands import evaluation
+    from excise.commands.measuring import evaluation
 
     measured = evaluation.limited(sides.of(own).records, own.evaluate)
     assert {"calibration", "watch"}.isdisjoint(measured)

@@ -13,7 +13,7 @@ import excise
 import excise.reporting
 import small_tagger as small
 from excise import artifacts, recipe
-from excise.commands import cache
+from excise.commands.measuring import cache
 from excise.commands.progress import Progress
 from excise.errors import InputRefused, UsageError
 from excise.metrics import class_scores

@@ -11,7 +11,7 @@ import pytest
 
 import excise.reporting
 from excise.artifacts import Number, Results
-from excise.commands.findings import findings
+from excise.commands.measuring.findings import findings
 from excise.metrics.class_catalogue import CATALOGUES
 from excise.reporting import numbers
 from excise.reporting.class_checks import CLASS_CHECKS

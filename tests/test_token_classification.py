@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tokenizers_tiny as tiny
 from excise import recipe
-from excise.commands import sides
+from excise.commands.starting import sides
 from excise.errors import InputRefused, UsageError
 from excise.records import Record, fingerprint
 from excise.tasks import TASKS, token_classification

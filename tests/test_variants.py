@@ -14,8 +14,10 @@ from torch import nn
 
 import small_world
 from excise import artifacts, files, models, recipe
-from excise.commands import aligning, evaluation, finetuning, folders, preparing, running, sides, training
+from excise.commands import finetuning, folders, running, training
+from excise.commands.measuring import evaluation
 from excise.commands.progress import Progress
+from excise.commands.starting import aligning, preparing, sides
 from excise.errors import UsageError
 from excise.objectives import FORGET, REGULARISE, RETAIN
 from excise.tasks import causal_lm

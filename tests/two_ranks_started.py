@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from excise import recipe
-from excise.commands import folders, preparing, sides, training
+from excise.commands import folders, training
 from excise.commands.progress import Progress
+from excise.commands.starting import preparing, sides
 from excise.initialise import apply, store
 
 

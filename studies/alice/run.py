@@ -127,8 +127,9 @@ def teach(study: Study, name: str, side: str | None) -> Values:
 def unlearn(study: Study, name: str, start: str, side: str, method: str, changes: Values, seed: int) -> None:
     """One unlearning run, without the evaluation of ``excise run``: this study measures what its question needs."""
     from excise import recipe
-    from excise.commands import folders, preparing, sides, training
+    from excise.commands import folders, training
     from excise.commands.progress import Progress
+    from excise.commands.starting import preparing, sides
 
     folder = study.out / "models" / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -195,7 +196,7 @@ def measure(study: Study, name: str, side: str, *, whole: bool = True) -> Values
 
     from excise import models, recipe
     from excise.attacks import relearn
-    from excise.commands import sides
+    from excise.commands.starting import sides
     from excise.forward import Anatomy
     from excise.geometry import entanglement
     from excise.metrics import generate

@@ -75,7 +75,7 @@ def preference(tiny: Path, place: Path) -> dict[str, Any]:
         whether the fact is still known) and ``n``.
     """
     from excise import models, recipe
-    from excise.commands import sides
+    from excise.commands.starting import sides
     from excise.forward import Anatomy
     from excise.metrics import measure
     from excise.records import Record

@@ -29,7 +29,7 @@ def measure(out: Path, *, rows: int) -> None:
     if done.is_file():
         return
     from excise import models, recipe
-    from excise.commands import sides
+    from excise.commands.starting import sides
     from excise.forward import Anatomy
     from excise.metrics import measure as measuring
     from excise.metrics.rows import probability

@@ -23,9 +23,10 @@ from trained import Clock
 import engine
 from excise import artifacts, recipe
 from excise.artifacts import Number, Results, RunFolder
-from excise.commands import evaluation, sides
 from excise.commands.evaluating import evaluate
+from excise.commands.measuring import evaluation
 from excise.commands.running import run as unlearn
+from excise.commands.starting import sides
 from excise.errors import NotShown, TrainingStopped
 from excise.metrics import class_scores
 from excise.metrics.table import save as save_table

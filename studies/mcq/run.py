@@ -110,8 +110,9 @@ def teach(study: Study, name: str, sides: list[str]) -> Values:
 def forget(study: Study, method: str) -> Values:
     """One unlearning run, from the original, and the questions after it."""
     from excise import recipe
-    from excise.commands import preparing, sides, training
+    from excise.commands import training
     from excise.commands.progress import Progress
+    from excise.commands.starting import preparing, sides
 
     name = _slug(method)
     shutil.rmtree(study.model(name), ignore_errors=True)

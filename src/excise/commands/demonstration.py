@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from excise import artifacts, files, models, recipe, reporting, world, world_tagged
-from excise.commands import evaluation, finetuning, folders, preparing, sides, training
-from excise.commands.measured import Measured
+from excise.commands import finetuning, folders, training
+from excise.commands.measuring import evaluation
+from excise.commands.measuring.measured import Measured
 from excise.commands.progress import Progress
+from excise.commands.starting import preparing, sides
 from excise.errors import UsageError
 from excise.world import World
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from excise import __version__, artifacts, files, models, recipe, reporting
-from excise.commands import evaluation, sides
+from excise.commands.measuring import evaluation
 from excise.commands.progress import Progress
+from excise.commands.starting import sides
 from excise.errors import UsageError
 
 #: What each suite measures beyond the scores of answers: generations, hidden states, the relearning attack,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from excise import artifacts, models, recipe
-from excise.commands import folders, objective, preparing, sides, training
+from excise.commands import folders, training
 from excise.commands.progress import Progress
+from excise.commands.starting import objective, preparing, sides
 from excise.records import Record, fingerprint
 from excise.tasks import TASKS
 

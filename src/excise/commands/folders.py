@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from excise import artifacts, files, recipe
-from excise.commands import limits
+from excise.commands.starting import limits
 from excise.errors import IntegrityFailed, UsageError
 
 

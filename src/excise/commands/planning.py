@@ -7,7 +7,8 @@ import os
 from typing import Any
 
 from excise import models, recipe
-from excise.commands import beginning, diagnostics, gathering, limits, objective, preparing, sides
+from excise.commands.measuring import diagnostics
+from excise.commands.starting import beginning, gathering, limits, objective, preparing, sides
 from excise.forward import REFERENCE, View, base_side, passes
 from excise.reference import stored_products
 from excise.schedule import Plan

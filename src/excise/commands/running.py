@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 from excise import artifacts, recipe, reporting
-from excise.commands import evaluation, folders, objective, preparing, sides, training
+from excise.commands import folders, training
+from excise.commands.measuring import evaluation
 from excise.commands.progress import Progress
+from excise.commands.starting import objective, preparing, sides
 from excise.errors import NotShown
 
 

@@ -11,9 +11,11 @@ from torch import nn
 from transformers import TrainerCallback
 
 from excise import __version__, artifacts, files, models, ranks, reference, stopping, train
-from excise.commands import beginning, diagnostics, folders, gathering, objective, watching
-from excise.commands.preparing import Prepared
+from excise.commands import folders, watching
+from excise.commands.measuring import diagnostics
 from excise.commands.progress import Progress
+from excise.commands.starting import beginning, gathering, objective
+from excise.commands.starting.preparing import Prepared
 from excise.errors import TrainingStopped
 from excise.forward import REFERENCE, Anatomy
 from excise.initialise import apply, delivery

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from excise import recipe
-from excise.commands import folders, sides
-from excise.commands.sides import CALIBRATION, WATCH
+from excise.commands import folders
+from excise.commands.starting import sides
+from excise.commands.starting.sides import CALIBRATION, WATCH
 from excise.forward import Anatomy, Step, labels, token_logp, token_rows
 from excise.metrics.measure import evaluating
 from excise.stopping import Stopping, matched_auc

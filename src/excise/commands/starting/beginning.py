@@ -16,8 +16,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from excise import artifacts, ranks, recipe
-from excise.commands import objective, sides
-from excise.commands.gathering import Taker, centred, directions, groups
+from excise.commands.starting import objective, sides
+from excise.commands.starting.gathering import Taker, centred, directions, groups
 from excise.errors import IntegrityFailed, UsageError
 from excise.files import COMPLETE
 from excise.initialise import apply, store

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from excise import forward, recipe
-from excise.commands import aligning
+from excise.commands.starting import aligning
 from excise.errors import InputRefused, UsageError
 from excise.records import Record, check_sides, fingerprint, split_untouched
 from excise.tasks import TASKS, causal_lm

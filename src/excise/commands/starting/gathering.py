@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from excise import ranks, recipe
-from excise.commands import sides
+from excise.commands.starting import sides
 from excise.files import COMPLETE
 from excise.forward import Anatomy, Batch
 from excise.initialise import apply, importance, store

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from excise import models, recipe
-from excise.commands import beginning, diagnostics, folders, objective, sides
+from excise.commands import folders
+from excise.commands.measuring import diagnostics
+from excise.commands.starting import beginning, objective, sides
 from excise.errors import IntegrityFailed
 from excise.forward import Anatomy, Step, token_logp
 from excise.initialise import store

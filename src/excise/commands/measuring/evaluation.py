@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from excise import artifacts, models, recipe
-from excise.commands import cache, classifiers, findings, language_models, sides
-from excise.commands.measured import Measured, Numbers
+from excise.commands.measuring import cache, classifiers, findings, language_models
+from excise.commands.measuring.measured import Measured, Numbers
 from excise.commands.progress import Progress
+from excise.commands.starting import sides
 from excise.errors import InputRefused, UsageError
 from excise.metrics import mcq
 from excise.metrics.table import save as save_table

@@ -11,9 +11,9 @@ from torch import nn
 
 from excise import models, recipe
 from excise.attacks import relearn
-from excise.commands import sides
-from excise.commands.measured import Measured, Numbers, relearned, relearning_picture
+from excise.commands.measuring.measured import Measured, Numbers, relearned, relearning_picture
 from excise.commands.progress import Progress
+from excise.commands.starting import sides
 from excise.forward import Anatomy
 from excise.metrics import class_scores, class_states, states, tagging
 from excise.metrics.statistics import privleak_null_spread

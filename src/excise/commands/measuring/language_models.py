@@ -9,9 +9,9 @@ from torch import nn
 
 from excise import models, recipe
 from excise.attacks import relearn
-from excise.commands import sides
-from excise.commands.measured import Measured, Numbers, relearned, relearning_picture
+from excise.commands.measuring.measured import Measured, Numbers, relearned, relearning_picture
 from excise.commands.progress import Progress
+from excise.commands.starting import sides
 from excise.forward import Anatomy
 from excise.metrics import generate, states
 from excise.metrics.measure import sweep
