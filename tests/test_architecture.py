@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "metrics.measure": SAVED | {"forward", "metrics.generate", "metrics.states", "records", "tasks"},
     "metrics.class_catalogue": frozenset({"metrics.catalogue"}),
     "metrics.entities": frozenset(),
+    "metrics.audit": frozenset(),
     "metrics.class_scores": SAVED | {"metrics.entities", "metrics.scores", "metrics.statistics"},
     "metrics.class_states": frozenset(
         {"metrics.entities", "metrics.latent", "metrics.states", "metrics.statistics", "metrics.table"}
@@ -60,6 +61,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "models": frozenset({"recipe"}),
     "world": frozenset({"recipe"}),
     "world_tagged": frozenset({"world"}),
+    "canary": frozenset({"world"}),
     "stopping": frozenset({"recipe", "metrics.statistics"}),
     "tasks": frozenset({"recipe", "records", "forward", "paraphrase"}),
     "objectives": frozenset({"forward", "geometry", "ranks"}),

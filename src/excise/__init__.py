@@ -1,7 +1,7 @@
 """excise: remove chosen training data from language models, and show how far that succeeded.
 
 The commands are functions of the same name: `demo`, `finetune`, `plan`, `run`, `tune`, `evaluate`, `score`, `report`,
-`export`. For PEFT models of your own: `initialize_lora_rila_weights`, `get_rila_state_dict`, `save_lora_adapter`.
+`export`, `canaries`, `audit`. For PEFT models of your own: `initialize_lora_rila_weights`, `get_rila_state_dict`, `save_lora_adapter`.
 All of it is loaded when it is first used, so that importing the package is cheap.
 
 Example:
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from excise import recipe
 
 if TYPE_CHECKING:
+    from excise.commands.auditing import audit, canaries
     from excise.commands.demonstration import demo
     from excise.commands.evaluating import evaluate
     from excise.commands.exporting import export
@@ -34,6 +35,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "audit",
+    "canaries",
     "demo",
     "evaluate",
     "export",
@@ -50,6 +53,8 @@ __all__ = [
 ]
 
 _WHERE = {
+    "audit": "commands.auditing",
+    "canaries": "commands.auditing",
     "demo": "commands.demonstration",
     "finetune": "commands.finetuning",
     "plan": "commands.planning",

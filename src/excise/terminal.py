@@ -40,6 +40,20 @@ def run(folder: Path) -> None:
     print(f"report: {folder / 'report.html'}" if (folder / "report.html").is_file() else f"folder: {folder}")
 
 
+def audit(found: Mapping[str, Any]) -> None:
+    """What an audit by canaries showed, and what it proves."""
+    own, level = found["epsilon"], f"{found['level']:.0%}"
+    print(f"by likelihood: epsilon at least {own['bound']:.2f}, confidence {level}")
+    print(f"{own['right']} of {own['guesses']} guesses right; {own['canaries']} canaries show {own['at_most']:.2f} at most")
+    rows = [
+        [str(x["layer"]), f"{x['errors']} of {x['n']}", f"{x['bits']:.3f}", f"{x['epsilon']:.2f}"]
+        for x in found["layers"]
+    ]
+    _table(["layer", "errors of a probe", "bits at least", "epsilon at least"], rows)
+    for text in found["proves"].values():
+        print(text)
+
+
 def _summary(results: Mapping[str, Any]) -> list[str]:
     """Names of the summary: the short list where a model has any of it, and every multiple-choice number."""
     present = list(dict.fromkeys(name for numbers in results.get("models", {}).values() for name in numbers))

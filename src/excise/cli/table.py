@@ -104,6 +104,21 @@ def _export(given: argparse.Namespace, _: list[Override]) -> None:
     print(f"{given.to}: {excise.export(given.run, to=given.to, out=given.out, rank=given.rank)}")
 
 
+def _canaries(given: argparse.Namespace, _: list[Override]) -> None:
+    import excise
+
+    print(f"canaries: {excise.canaries(given.out, number=given.number, facts=given.facts)}")
+
+
+def _audit(given: argparse.Namespace, _: list[Override]) -> None:
+    import excise
+    from excise import recipe
+
+    wanted = recipe.load(given.recipe) if given.recipe else None
+    found = excise.audit(given.model, given.canaries, share=given.share, level=given.level, recipe=wanted)
+    print(json.dumps(found, indent=1)) if given.json else terminal.audit(found)
+
+
 def _recipes(given: argparse.Namespace, _: list[Override]) -> None:
     from importlib import resources
 
@@ -189,6 +204,27 @@ COMMANDS = {
             option("--to", "adapter or merged", choices=("adapter", "merged"), required=True),
             option("--out", "folder to write", type=Path, required=True),
             option("--rank", "cut the adapter's update to this rank; the error is measured", type=int, metavar="R"),
+        ),
+    ),
+    "canaries": Command(
+        "draw canaries for an audit: fictitious people whom a coin puts into training or keeps out of it",
+        _canaries,
+        (
+            option("--out", "folder to write", type=Path, required=True),
+            option("--number", "how many (default: 200)", type=int, default=200),
+            option("--facts", "rows of each (default: 1)", type=int, default=1),
+        ),
+    ),
+    "audit": Command(
+        "a lower bound on the privacy loss that remains, by canaries that were to be forgotten",
+        _audit,
+        (
+            option("model", "run folder, model folder or hub id", metavar="MODEL_OR_RUN"),
+            option("--canaries", "the folder that `excise canaries` wrote", type=Path, required=True),
+            option("--share", "share of the canaries that is guessed at (default: 0.5)", type=float, default=0.5),
+            option("--level", "confidence of the bounds (default: 0.95)", type=float, default=0.95),
+            option("--recipe", "how rows are written, for a model that is no run folder"),
+            _JSON,
         ),
     ),
     "recipes": Command("the recipes that ship with the package", _recipes),
