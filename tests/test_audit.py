@@ -98,7 +98,8 @@ def test_canaries_are_dealt_by_a_fair_coin_and_guarded(tmp_path: Path) -> None:
     chosen = {json.loads(line)["group"] for line in made.included.read_text().splitlines()}
     others = {json.loads(line)["group"] for line in made.excluded.read_text().splitlines()}
     assert chosen == {name for name, coin in made.coins.items() if coin}
-    assert chosen | others == set(made.coins) and not chosen & others
+    assert chosen | others == set(made.coins)
+    assert not chosen & others
     assert 150 < len(chosen) < 250
     assert len(made.included.read_text().splitlines()) == 2 * len(chosen)
     assert canary.read(tmp_path / "c").coins == made.coins
@@ -142,7 +143,8 @@ def test_a_model_that_knows_its_canaries_is_caught(
     assert {layer["layer"] for layer in found["layers"]} == {1, 2}
     assert cli.main(["audit", str(model), "--canaries", str(folder)]) == 0
     shown = capsys.readouterr().out
-    assert "epsilon" in shown and "canar" in shown
+    assert "epsilon" in shown
+    assert "canar" in shown
     text = folder / "included.jsonl"
     assert json.loads(text.read_text().splitlines()[0])["answer"] not in shown
 
