@@ -44,7 +44,8 @@ def audit(found: Mapping[str, Any]) -> None:
     """What an audit by canaries showed, and what it proves."""
     own, level = found["epsilon"], f"{found['level']:.0%}"
     print(f"by likelihood: epsilon at least {own['bound']:.2f}, confidence {level}")
-    print(f"{own['right']} of {own['guesses']} guesses right; with {own['canaries']} canaries {own['at_most']:.2f} at most")
+    most = f"{own['canaries']} canaries show {own['at_most']:.2f} at most"
+    print(f"{own['right']} of {own['guesses']} guesses right; {most}")
     rows = [
         [str(x["layer"]), f"{x['errors']} of {x['n']}", f"{x['bits']:.3f}", f"{x['epsilon']:.2f}"]
         for x in found["layers"]
