@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import tofu_tiny
 
 SENTENCE = " I hope this helps."

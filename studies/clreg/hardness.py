@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import tofu_tiny
 
 EPOCHS = 4

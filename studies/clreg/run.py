@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import aligned
 import hardness
 import rows as listed
-import tofu_tiny
 from rows import Row
 
 import engine
+import tofu_tiny
 from excise import artifacts, recipe
 from excise.commands.progress import Progress
 from excise.commands.running import run as unlearn

@@ -25,16 +25,16 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import costs
 import rows as listed
-import thinned
 from beside import beside_gold
 from rows import Row
-from thinned import tofu_tiny
 
 import engine
+import thinned
 from excise import artifacts, recipe
 from excise.commands.progress import Progress
 from excise.commands.running import run as unlearn
 from excise.commands.tuning import tune
+from thinned import tofu_tiny
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""tofu-tiny as this study reads it: the models and splits of `studies/clreg`, its sides thinned out to what is needed.
+"""tofu-tiny with its sides thinned out to what a study needs.
 
 All forgotten and never-seen questions are measured, which PrivLeak needs; what costs most is scoring the rewordings of
 each, so that they are left out where no number reads them or where fewer will do.
@@ -7,15 +7,11 @@ each, so that they are left out where no number reads them or where fewer will d
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1] / "clreg"))
-
 import tofu_tiny
-
 from excise.errors import UsageError
 
 REWORDED = ("paraphrased_question", "paraphrased_answer", "perturbed_answer")
@@ -37,10 +33,10 @@ def models(folder: Path, world: tofu_tiny.World, *names: str) -> None:
                 time.sleep(5)
 
 
-def sides(folder: Path, split: str, out: Path) -> dict[str, str]:
-    """Paths of the sides of a split, thinned out and written below ``out``."""
-    given = ("forget", "retain", "untouched", "never_seen")
-    return {side: str(_thinned(folder / split / f"{side}.jsonl", out / "sides" / split)) for side in given}
+def sides(folder: Path, split: str, out: Path, *, whole: tuple[str, ...] = ()) -> dict[str, str]:
+    """Paths of the sides of a split, thinned out and written below ``out``; those named ``whole`` are left alone."""
+    given = {side: folder / split / f"{side}.jsonl" for side in ("forget", "retain", "untouched", "never_seen")}
+    return {s: str(p if s in whole else _thinned(p, out / "sides" / split)) for s, p in given.items()}
 
 
 def utility(folder: Path, out: Path) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 Authors 1-90 are retained (1,800 questions; the first 20 authors have false answers and are the retained rows that are
 measured, never trained on while unlearning), authors 191-200 are to be forgotten (the last 10, 5 or 1 of them), authors
-181-190 are never seen by any model. Settings are tuned on authors 86-90 as the forget set. The real-authors and
+181-190 are never seen by any model; so are 91-120, for objectives that read never-seen rows, and 121-135, for stopping
+rules. Settings are tuned on authors 86-90 as the forget set. The real-authors and
 world-facts questions are trained into every original and gold as general knowledge and never stand in a retain batch.
 ``QUICK`` is a small part of it, ``FULL`` all of TOFU with a larger model (where no author is left that nobody saw).
 """
@@ -24,7 +25,11 @@ ORIGINALS = ("original", "half")
 
 @dataclass(frozen=True)
 class World:
-    """Who is trained, forgotten (by split), kept but only measured, never seen; and how large the model is."""
+    """Who is trained, forgotten (by split), kept but only measured, never seen; and how large the model is.
+
+    ``strangers`` and ``stopping`` are never seen either: what objectives and stopping rules read, apart from what is
+    measured.
+    """
 
     trained: Sequence[int]
     untouched: Sequence[int]
@@ -33,6 +38,8 @@ class World:
     epochs: float
     width: int = 256
     blocks: int = 4
+    strangers: Sequence[int] = ()
+    stopping: Sequence[int] = ()
 
 
 TINY = World(
@@ -46,6 +53,8 @@ TINY = World(
         "tune05": range(86, 91),
     },
     epochs=11,
+    strangers=range(91, 121),
+    stopping=range(121, 136),
 )
 QUICK = World(
     trained=(*range(1, 4), *range(79, 91), *range(196, 201)),
@@ -53,6 +62,8 @@ QUICK = World(
     never_seen=range(181, 184),
     splits={"forget05": range(196, 201)},
     epochs=8,
+    strangers=range(91, 97),
+    stopping=range(121, 125),
 )
 FULL = World(
     trained=range(1, 201),
@@ -67,7 +78,7 @@ FULL = World(
 
 def shared() -> Path:
     """The folder of third-party data."""
-    return Path(os.environ.get("EXCISE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+    return Path(os.environ.get("EXCISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 def read(name: str) -> list[Row]:
@@ -116,9 +127,23 @@ def save(path: Path, rows: Sequence[Row]) -> None:
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
 
 
+def strangers(folder: Path, world: World) -> dict[str, str]:
+    """Never-seen rows for objectives and for stopping rules: their files, written where they are missing."""
+    by_author = authors()
+    places = {"strangers": folder / "strangers.jsonl", "stopping": folder / "stopping.jsonl"}
+    for name, place in places.items():
+        if not place.is_file():
+            save(place, [row for author in getattr(world, name) for row in by_author[author]])
+    return {name: str(place) for name, place in places.items()}
+
+
 def model_recipe(folder: Path, name: str, world: World, *, epochs: float | None = None) -> dict[str, Any]:
-    """The recipe that trains an original, or the gold of a split (``gold-SPLIT``), as plain values."""
-    split = next(iter(world.splits)) if name in ORIGINALS else name.removeprefix("gold-")
+    """The recipe that trains an original, or a gold of a split, as plain values.
+
+    ``gold-SPLIT`` is the gold; ``gold2-SPLIT``, ``gold3-SPLIT`` ... are the same with another seed: the noise floor.
+    """
+    kind, _, split = name.partition("-")
+    split = split or next(iter(world.splits))
     sides = folder / split
     return {
         "model": {
@@ -138,6 +163,7 @@ def model_recipe(folder: Path, name: str, world: World, *, epochs: float | None 
         "schedule": {"epochs": epochs or world.epochs, "retain_batch": 16},
         "optimiser": {"name": "muon", "lr": 0.02, "adamw_lr": 0.004, "warmup": 0.05, "decay": "cosine", "floor": 0.05},
         "checkpoint_every": 0, "log_every": 10, "out": str(folder / "models" / name),
+        "seed": int(kind.removeprefix("gold") or 1) - 1 if name not in ORIGINALS else 0,
     }  # fmt: skip
 
 
@@ -148,7 +174,7 @@ def train(
 
     Args:
         folder: Where sides, tokenizer and models lie.
-        name: ``original``, ``half`` or ``gold-SPLIT``.
+        name: ``original``, ``half``, ``gold-SPLIT`` or ``gold2-SPLIT`` (another seed).
         world: Who is trained, and how large the model is.
         epochs: If not the world's.
         limit: At most so many rows of each side, for a smoke test.

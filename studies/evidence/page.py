@@ -1,0 +1,100 @@
+"""The page of the evidence study and its JSON twin, written from rows alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import seven
+
+Row = dict[str, Any]
+DOCS = Path(__file__).parents[2] / "docs" / "results"
+
+
+def write(rows: Sequence[Row], out: Path, *, docs: bool) -> None:
+    """Write the page and its twin: into the documentation, or for a quick study beside its rows."""
+    folder = DOCS if docs else out
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evidence.json").write_text(json.dumps(slim(rows), indent=1) + "\n", encoding="utf-8")
+    text = (Path(__file__).parent / "page.md.txt").read_text(encoding="utf-8")
+    parts = {
+        "TABLES": "\n\n".join(tables(rows)) or "_No row has been run._",
+        "ATTACKS": attacks(rows) or "_No attack has been run._",
+        "VERDICTS": verdicts(rows) or "_No verdict has been given._",
+        "COMMITS": ", ".join(sorted({str(r["commit"]) for r in rows})),
+        "ROWS": str(len(rows)),
+    }
+    for name, part in parts.items():
+        text = text.replace(f"<<{name}>>", part)
+    (folder / "evidence.md").write_text(text, encoding="utf-8")
+
+
+def slim(rows: Sequence[Row]) -> list[Row]:
+    """What the page reads and a reader may check: without numbers of every layer and group."""
+    wanted = {i.metric for i in seven.INSTRUMENTS} | {"forget_probability", "forget_rouge", "forget_repetition",
+                                                      "mia_loss_auc", "model_utility", "entanglement"}  # fmt: skip
+    out = []
+    for row in rows:
+        metrics = {
+            role: {k: v for k, v in own.items() if k.partition("/")[0] in wanted}
+            for role, own in row["metrics"].items()
+        }
+        out.append({**row, "metrics": metrics})
+    return out
+
+
+def tables(rows: Sequence[Row]) -> list[str]:
+    """One table a split: its models on the seven instruments beside gold and second gold."""
+    found = []
+    for split, share in (("forget10", "10 %"), ("forget05", "5 %"), ("forget01", "1 %")):
+        own = [r for r in rows if r["split"] == split]
+        second = next((r["metrics"]["unlearned"] for r in own if r["method"] == "gold2"), None)
+        if second is None:
+            continue
+        gold = own[0]["metrics"]["gold"]
+        lines = []
+        for row in sorted(own, key=lambda r: (r["method"] != "gold2", r["method"], r["seed"])):
+            seconds = row["seconds"].get("unlearn")
+            cells = {"value": [_outcome(row), "" if seconds is None else f"{seconds:.0f}"]}
+            name = row["method"] + (f" (seed {row['seed']})" if row["seed"] else "")
+            lines.append((name, {**row["metrics"]["unlearned"], "cells": cells}))
+        found.append(f"### {share} forgotten\n\n" + seven.table(lines, gold, second, ("verdict", "seconds to unlearn")))
+    return found
+
+
+def _outcome(row: Row) -> str:
+    return str(row.get("outcome", ""))
+
+
+def verdicts(rows: Sequence[Row]) -> str:
+    """Every test of every verdict: how it came out."""
+    judged = [r for r in rows if r.get("verdict")]
+    keys = list(dict.fromkeys(t["key"] for r in judged for t in r["verdict"]["tests"]))
+    head = ["", *keys]
+    body = []
+    for row in judged:
+        outcome = {t["key"]: t["outcome"] for t in row["verdict"]["tests"]}
+        body.append([row["name"], *(outcome.get(key, "") for key in keys)])
+    return _markdown(head, body) if judged else ""
+
+
+def attacks(rows: Sequence[Row]) -> str:
+    """Every attack at its largest budget: the forgotten rows' value, beside the gold's in brackets."""
+    attacked = [r for r in rows if r.get("attacks")]
+    names = list(
+        dict.fromkeys(k for r in attacked for k in r["attacks"].get("unlearned", {}) if k.startswith("attack/"))
+    )
+    body = []
+    for name in names:
+        cells = []
+        for row in attacked:
+            own, gold = (row["attacks"].get(m, {}).get(name, {}).get("value") for m in ("unlearned", "gold"))
+            cells.append("" if own is None else f"{own:.3f}" + ("" if gold is None else f" ({gold:.3f})"))
+        body.append([name.removeprefix("attack/"), *cells])
+    return _markdown(["attack / budget", *(r["name"] for r in attacked)], body) if attacked else ""
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [list(head), ["---"] * len(head), *body])
