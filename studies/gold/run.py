@@ -17,17 +17,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent))
-sys.path.append(str(HERE.parent / "evidence"))
+sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[1] / "evidence"))
 
-from run import arguments, collect, run_rows
+from rowwise import arguments, collect, run_rows
 from study import SIZES, Row, Size, Study
 
 import seven
 
+HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs" / "results"
 _CLREG = {"clreg": {"temperature": 0.5, "weight": 1.0, "dropout": 0.1}}
+PUBLISHED = ("simnpo+clreg", "ihl+rila")
 #: What is left out, or put in its place: recipe keys with their values.
 PIECES: Mapping[str, Mapping[str, Any]] = {
     "without the reset of embedding rows": {"edit.reset_rows": None},
@@ -49,10 +50,10 @@ def rows(size: Size) -> Iterator[Row]:
         yield Row("default", size.split, label=label, changes=dict(changes))
     if size is SIZES["quick"]:
         return
-    for method in ("simnpo+clreg", "ihl+rila"):
+    for method in PUBLISHED:
         yield Row(method, size.split)
     for split in ("forget05", "forget01"):
-        yield from (Row(method, split) for method in ("gold2", "default", "simnpo+clreg", "ihl+rila"))
+        yield from (Row(method, split) for method in ("gold2", "default", *PUBLISHED))
     for seed in (1, 2):
         yield Row("default", size.split, seed)
         for label, changes in PIECES.items():
@@ -63,7 +64,7 @@ def write(found: Sequence[Mapping[str, Any]], out: Path, *, docs: bool) -> None:
     """The page and its JSON twin: one table a split, every piece left out in turn."""
     import page
 
-    wanted = [r for r in found if r["method"] in ("gold2", "default", "simnpo+clreg", "ihl+rila")]
+    wanted = [r for r in found if r["method"] in ("gold2", "default", *PUBLISHED)]
     folder = DOCS if docs else out
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gold.json").write_text(json.dumps(page.slim(wanted), indent=1) + "\n", encoding="utf-8")
@@ -78,7 +79,7 @@ def write(found: Sequence[Mapping[str, Any]], out: Path, *, docs: bool) -> None:
 
 
 def _tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    order = ["gold2", "default", *PIECES, "simnpo+clreg", "ihl+rila"]
+    order = ["gold2", "default", *PIECES, *PUBLISHED]
     for split, share in (("forget10", "10 %"), ("forget05", "5 %"), ("forget01", "1 %")):
         own = sorted(
             (r for r in rows if r["split"] == split), key=lambda r: (order.index(r["label"] or r["method"]), r["seed"])
