@@ -10,59 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from excise.attacks import relearn
+from attacked import HOW, Bytes, assert_same, llama, rows, snapshot
+from excise.attacks import relearn, training
 from excise.forward import Anatomy
 from excise.records import Record
 from excise.tasks import causal_lm
-
-HOW = causal_lm.Encoding(template="{prompt}: ", max_length=48)
-
-
-class Bytes:
-    """The few things that are asked of a tokenizer."""
-
-    eos_token_id, pad_token_id, chat_template = 0, 0, None
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": list(text.encode())}
-
-
-def llama(dropout: float = 0.0) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        tie_word_embeddings=True, attention_dropout=dropout,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
-
-
-def rows(n: int = 9) -> list[Record]:
-    return [Record(f"who is {i}", f"person {chr(97 + i) * (1 + i % 4)}", group=f"g{i % 2}") for i in range(n)]
-
-
-def snapshot(model: torch.nn.Module) -> list[Any]:
-    return [
-        {k: v.clone() for k, v in model.state_dict().items()},
-        [p.requires_grad for p in model.parameters()],
-        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-        [m.training for m in model.modules()],
-        torch.get_rng_state(),
-    ]
-
-
-def assert_same(model: torch.nn.Module, before: list[Any]) -> None:
-    after = snapshot(model)
-    assert after[0].keys() == before[0].keys()
-    assert all(torch.equal(after[0][k].view(torch.uint8), v.view(torch.uint8)) for k, v in before[0].items())
-    assert after[1] == before[1]
-    assert all(
-        (a is None) == (b is None) and (a is None or torch.equal(a, b))
-        for a, b in zip(after[2], before[2], strict=True)
-    )
-    assert after[3] == before[3]
-    assert torch.equal(after[4], before[4])
 
 
 def run(model: torch.nn.Module, records: list[Record] | None = None, **options: Any) -> list[float]:
@@ -75,8 +28,8 @@ def test_the_curve_is_that_of_a_loop_on_a_copy() -> None:
     found = run(model, records)
     clone = copy.deepcopy(model).eval()
     examples = causal_lm.encode_records(records, Bytes(), HOW)
-    trained, held = relearn.halves([r.group for r in records], 0)
-    order = relearn._order(trained, 3, 0)
+    trained, held = training.halves([r.group for r in records], 0)
+    order = training.order(trained, 3, 0)
 
     def logp(i: int) -> torch.Tensor:
         ids, start = examples[i].input_ids, examples[i].label_start
@@ -173,22 +126,22 @@ def test_divergence_is_not_a_number_and_leaves_no_trace() -> None:
 
 def test_halves_cut_every_group() -> None:
     groups = ["a"] * 5 + ["b"] * 4 + ["c"] + [None] * 3
-    trained, held = relearn.halves(groups, 3)
+    trained, held = training.halves(groups, 3)
     assert sorted(trained + held) == list(range(13))
     assert abs(len(trained) - len(held)) <= 1
     for name, size in (("a", 5), ("b", 4), (None, 3)):
         assert sum(groups[i] == name for i in trained) in (size // 2, size - size // 2)
-    assert relearn.halves(groups, 3) == (trained, held)
-    assert relearn.halves(groups, 4) != (trained, held)
-    assert all(len(half) == 1 for half in relearn.halves(["a", "b"]))
+    assert training.halves(groups, 3) == (trained, held)
+    assert training.halves(groups, 4) != (trained, held)
+    assert all(len(half) == 1 for half in training.halves(["a", "b"]))
 
 
 def test_batches_are_full_and_every_row_comes_round() -> None:
-    order = relearn._order(list(range(7)), 3, 0)
+    order = training.order(list(range(7)), 3, 0)
     drawn = [next(order) for _ in range(14)]
     assert all(len(b) == 3 for b in drawn)
     assert np.bincount(np.concatenate(drawn)).tolist() == [6] * 7
-    assert len(next(relearn._order([4, 5], 16, 0))) == 2
+    assert len(next(training.order([4, 5], 16, 0))) == 2
 
 
 def test_refuses_what_cannot_be_attacked() -> None:

@@ -1,54 +1,37 @@
-"""The relearning attack: how soon forgotten answers come back when a few of the others are trained again.
+"""Relearning attacks: how soon forgotten answers come back under training, and how fast all of them are learned again.
 
 After Hu et al. (2406.13356): a model that only hides what it knew finds it again faster than one that never knew it.
-Run with the same settings on the unlearned model and on the gold; a curve alone says nothing.
+Run with the same settings on the unlearned model and on the gold; a curve alone says nothing. A low curve alone can
+mislead too: a model may keep what it knew where half of the rows do not reach it, and give it back as soon as all rows
+are trained. `savings` measures that.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
-from excise.errors import InputRefused
-from excise.forward import Anatomy, Batch, Pass, chunked, label_logp, run_pass
-from excise.metrics import tagging
-from excise.metrics.class_scores import score
+from excise.attacks.answers import Answers, Gauge, Precision, Progress
+from excise.attacks.lending import Weights
+from excise.attacks.outcome import Outcome
+from excise.attacks.training import halves, order, refuse, stepped
+from excise.errors import NotShown
+from excise.forward import Anatomy
 from excise.records import Record
-from excise.tasks import TASKS, causal_lm
+from excise.tasks import causal_lm
 
 STEPS = (0, 1, 2, 4, 8, 16)
-
-
-def halves(groups: Sequence[str | int | None], seed: int = 0) -> tuple[list[int], list[int]]:
-    """Rows that the attacker has, and rows on which the attack is measured: half of each group, drawn by the seed.
-
-    Groups are cut through on purpose: the attacker holds some facts of a person and wants the others. Rows without a
-    group are one group. An odd row goes to the side that is smaller so far.
-
-    Example:
-        >>> halves(["a", "a", "b", "b"])
-        ([0, 2], [1, 3])
-    """
-    rng = np.random.default_rng(seed)
-    members: dict[Any, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
-    trained: list[int] = []
-    held: list[int] = []
-    for rows in members.values():
-        order = [rows[i] for i in rng.permutation(len(rows))]
-        cut = len(order) // 2 + (len(order) % 2 and len(trained) < len(held))
-        trained += order[:cut]
-        held += order[cut:]
-    return sorted(trained), sorted(held)
+SAVINGS_STEPS = (0, 6, 12, 24)
+#: Rate where nobody names one.
+LR = 5e-4
+#: Sides that stand for text of the same kind, the best first.
+RELATED = ("related", "untouched", "retain", "never_seen")
 
 
 def curve(
@@ -93,208 +76,219 @@ def curve(
     Raises:
         ValueError: Fewer than two rows, or steps that do not ascend.
     """
-    _refuse(records, steps)
-    examples = causal_lm.encode_records(records, tokenizer, encoding, source="forget")
-    trained, held = halves([r.group for r in records], seed)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    device = next(model.parameters()).device
-
-    def batch(rows: Sequence[int]) -> Batch:
-        made = causal_lm.collate([examples[i] for i in rows], pad_id=pad_id)
-        return Batch(made["input_ids"], made["attention_mask"], made["label_mask"], tuple(rows)).to(device)
-
-    def probability() -> tuple[float]:
-        parts = _by_length(held, [len(e.input_ids) for e in examples], 2 * batch_rows)
-        with torch.no_grad(), precision():
-            values = torch.cat([_row_logp(model, anatomy, batch(part)) for part in parts])
-        return (float(values.double().exp().mean()),)
-
-    order = _order(trained, batch_rows, seed)
-    found = _attack(model, anatomy, lambda: batch(next(order)), probability, steps, lr, precision, progress)
-    return [value for (value,) in found] + [math.nan] * (len(steps) - len(found))
+    made = attack(
+        model, anatomy, tokenizer, {"forget": records}, encoding, seed=seed, precision=precision, progress=progress,
+        lr=lr, steps=steps, batch_rows=batch_rows,
+    )  # fmt: skip
+    return [float(v) for v in made.values["forget"].mean(axis=1)]
 
 
-@dataclass(frozen=True)
-class ClassCurve:
-    """A relearning curve of a classifier: at each step the probability of the right classes, and F1 (or accuracy)."""
-
-    probability: list[float]
-    f1: list[float]
-
-
-def class_curve(
+def attack(
     model: nn.Module,
     anatomy: Anatomy,
     tokenizer: Any,
-    records: Sequence[Record],
+    records: Mapping[str, Sequence[Record]],
     encoding: causal_lm.Encoding,
     *,
-    task: str,
-    steps: Sequence[int] = STEPS,
-    lr: float,
-    batch_rows: int = 16,
-    batch_tokens: int = 4096,
     seed: int = 0,
-    precision: Callable[[], AbstractContextManager] = nullcontext,
-    progress: Callable[[int, int], None] | None = None,
-) -> ClassCurve:
-    """The attack of `curve` on a classifier: half of the forgotten rows trained again, the other half measured.
-
-    Trained is the mean negative log-likelihood of every label, as the model once was; measured are the labels of
-    entities (all labels of a text classifier).
+    precision: Precision = nullcontext,
+    progress: Progress = None,
+    original: Weights | None = None,
+    lr: float | None = None,
+    steps: Sequence[int] = STEPS,
+    batch_rows: int = 16,
+    kept_rows: int = 64,
+) -> Outcome:
+    """Half of the forget rows trained again, the other half measured, row by row; see `curve`.
 
     Args:
-        model: A token or sequence classifier under attack.
+        model: The model under attack.
         anatomy: Where its parts are.
         tokenizer: Its tokenizer.
-        records: The forget rows, at least two.
-        encoding: Of which the length counts.
-        task: ``token_classification`` or ``sequence_classification``.
-        steps: As in `curve`.
-        lr: Learning rate.
-        batch_rows: Rows in a step.
-        batch_tokens: Most tokens of a batch that is measured.
+        records: Rows by side; of "forget" at least two. Kept rows are measured beside them.
+        encoding: How text becomes tokens.
         seed: Of the split and of the order of rows.
-        precision: Makes the context of a pass; measurements use it too.
+        precision: Makes the context of a pass.
         progress: Called with (steps done, all steps).
+        original: Not read.
+        lr: Learning rate; default 5e-4. A run passes that of its relearning curve.
+        steps: Steps at which the curve is read.
+        batch_rows: Rows in a step.
+        kept_rows: Kept rows that are measured: what the attack costs; 0 for none.
 
     Returns:
-        For each of ``steps`` the mean probability of the held-out labels, and the strict F1 of their entities (their
-        accuracy where the classes are no tags); NaN from the step on at which the attack diverged.
+        ``values["forget"]``: ``[steps, held rows]``, NaN from where the attack diverged.
 
     Raises:
         ValueError: Fewer than two rows, or steps that do not ascend.
+        NotShown: There are no forget rows.
     """
-    _refuse(records, steps)
-    names = tagging.class_names(model)
-    examples = TASKS[task].encode_records(records, tokenizer, encoding, names=names, source="forget")
-    trained, held = halves([r.group for r in records], seed)
-    device = next(model.parameters()).device
-
-    def batch(rows: Sequence[int]) -> Batch:
-        made = TASKS[task].collate([examples[i] for i in rows], pad_id=tokenizer.pad_token_id)
-        return Batch(**made, indices=tuple(rows)).to(device)
-
-    rest = {"forget": [records[i] for i in held]}
-    main = "forget_f1" if task == "token_classification" else "forget_accuracy"
-
-    def measured() -> tuple[float, float]:
-        with precision():
-            try:
-                swept = tagging.sweep(model, anatomy, tokenizer, rest, encoding, task=task, batch_tokens=batch_tokens)
-            except InputRefused:  # scores that are not finite: the attack diverged
-                return math.nan, math.nan
-        values = score(swept.tables, resamples=1).values
-        found = [values[name]["value"] if name in values else math.nan for name in ("forget_probability", main)]
-        return found[0], found[1]
-
-    order = _order(trained, batch_rows, seed)
-    found = _attack(model, anatomy, lambda: batch(next(order)), measured, steps, lr, precision, progress)
-    found += [(math.nan, math.nan)] * (len(steps) - len(found))
-    return ClassCurve([value for value, _ in found], [value for _, value in found])
+    forget = records.get("forget", ())
+    refuse(len(forget) or 2, steps)
+    trained, held = halves([r.group for r in forget], seed)
+    gauge = Gauge.of(model, tokenizer, records, encoding, held=held, kept=kept_rows, precision=precision)
+    return _trained_on(
+        "relearn", model, anatomy, gauge, gauge.sides["forget"], trained,
+        steps=steps, lr=lr, batch_rows=batch_rows, seed=seed, progress=progress,
+    )  # fmt: skip
 
 
-def _refuse(records: Sequence[Record], steps: Sequence[int]) -> None:
-    if len(records) < 2:
-        raise ValueError("relearning needs at least two rows: one to train on, one to measure")
-    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0:
-        raise ValueError("steps must ascend from 0 or above")
-
-
-def _by_length(rows: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
-    ordered = sorted(rows, key=lambda i: lengths[i])
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
-
-
-def _attack(
+def related(
     model: nn.Module,
     anatomy: Anatomy,
-    draw: Callable[[], Batch],
-    measure: Callable[[], tuple[float, ...]],
+    tokenizer: Any,
+    records: Mapping[str, Sequence[Record]],
+    encoding: causal_lm.Encoding,
+    *,
+    seed: int = 0,
+    precision: Precision = nullcontext,
+    progress: Progress = None,
+    original: Weights | None = None,
+    lr: float | None = None,
+    steps: Sequence[int] = STEPS,
+    batch_rows: int = 16,
+    kept_rows: int = 64,
+    rows: str | None = None,
+) -> Outcome:
+    """Text of the same kind trained, no forget row among it; the forget rows of `attack`'s other half measured.
+
+    Both attacks measure the same rows, so their curves can be held against each other. Source: Hu et al. 2406.13356
+    (benign text); Lucki et al. 2409.18025 for text that has nothing to do with what was forgotten.
+
+    Args:
+        model: The model under attack.
+        anatomy: Where its parts are.
+        tokenizer: Its tokenizer.
+        records: Rows by side.
+        encoding: How text becomes tokens.
+        seed: Of the split and of the order of rows.
+        precision: Makes the context of a pass.
+        progress: Called with (steps done, all steps).
+        original: Not read.
+        lr: Learning rate; default 5e-4. A run passes that of its relearning curve.
+        steps: Steps at which the curve is read.
+        batch_rows: Rows in a step.
+        kept_rows: Kept rows that are measured; 0 for none. The attack may have trained on them.
+        rows: The side that is trained on; default the first there is of ``related``, the kept rows, ``never_seen``.
+
+    Raises:
+        ValueError: Fewer than two forget rows, or steps that do not ascend.
+        NotShown: No such rows.
+    """
+    forget = records.get("forget", ())
+    refuse(len(forget) or 2, steps)
+    side = rows or next((s for s in RELATED if records.get(s)), "related")
+    if side == "forget" or not records.get(side):
+        raise NotShown(f"relearning on related text: there are no {side} rows to train on")
+    _, held = halves([r.group for r in forget], seed)
+    gauge = Gauge.of(model, tokenizer, records, encoding, held=held, kept=kept_rows, precision=precision)
+    theirs = Answers.of(model, tokenizer, records[side], encoding, side)
+    return _trained_on(
+        "related", model, anatomy, gauge, theirs, range(len(theirs)),
+        steps=steps, lr=lr, batch_rows=batch_rows, seed=seed, progress=progress, extra={"trained_side": side},
+    )  # fmt: skip
+
+
+def savings(
+    model: nn.Module,
+    anatomy: Anatomy,
+    tokenizer: Any,
+    records: Mapping[str, Sequence[Record]],
+    encoding: causal_lm.Encoding,
+    *,
+    seed: int = 0,
+    precision: Precision = nullcontext,
+    progress: Progress = None,
+    original: Weights | None = None,
+    lr: float | None = None,
+    steps: Sequence[int] = SAVINGS_STEPS,
+    batch_rows: int = 16,
+    kept_rows: int = 0,
+    control: bool = True,
+) -> Outcome:
+    """All forget rows trained again for a fixed number of steps, and measured themselves: memorisation savings.
+
+    The last point against the gold's is the metric ``memorisation_savings``. Without a gold the control stands in: as
+    many never-seen rows, trained and measured in the same way, show how fast this model learns what it never knew.
+
+    Args:
+        model: The model under attack.
+        anatomy: Where its parts are.
+        tokenizer: Its tokenizer.
+        records: Rows by side: "forget", and "never_seen" for the control.
+        encoding: How text becomes tokens.
+        seed: Of the order of rows.
+        precision: Makes the context of a pass.
+        progress: Called with (steps done, all steps), the control's included.
+        original: Not read.
+        lr: Learning rate; default 5e-4. A run passes that of its relearning curve.
+        steps: Steps at which the curve is read.
+        batch_rows: Rows in a step.
+        kept_rows: Kept rows that are measured; 0 for none.
+        control: Whether to train never-seen rows too, where there are any.
+
+    Returns:
+        ``values["forget"]``, and with the control ``values["never_seen"]``: ``[steps, rows]``. ``extra["passes"]``:
+        how often a row was trained, on average.
+
+    Raises:
+        ValueError: Steps that do not ascend.
+        NotShown: There are no forget rows.
+
+    Source:
+        Ours; that what was learned once is learned faster is Ebbinghaus 1885.
+    """
+    refuse(2, steps)
+    gauge = Gauge.of(model, tokenizer, records, encoding, kept=kept_rows, precision=precision)
+    others = list(records.get("never_seen", ()))[: len(gauge.sides["forget"])] if control else []
+    runs, done = (2 if others else 1), 0
+
+    def tell(step: int, of: int) -> None:
+        if progress is not None:
+            progress(done + step, runs * of)
+
+    own: dict[str, Any] = {"steps": steps, "lr": lr, "batch_rows": batch_rows, "seed": seed, "progress": tell}
+    made = _trained_on("savings", model, anatomy, gauge, gauge.sides["forget"], gauge.rows["forget"], **own)
+    if not others:
+        return made
+    done = steps[-1]
+    theirs = Gauge.of(model, tokenizer, {"forget": others}, encoding, precision=precision)
+    beside = _trained_on("savings", model, anatomy, theirs, theirs.sides["forget"], theirs.rows["forget"], **own)
+    values = {**made.values, "never_seen": beside.values["forget"]}
+    rows = {**made.rows, "never_seen": beside.rows["forget"]}
+    return Outcome(
+        made.name, made.unit, made.budget, made.budgets, values, rows, made.extra, made.seconds + beside.seconds
+    )
+
+
+def _trained_on(
+    name: str,
+    model: nn.Module,
+    anatomy: Anatomy,
+    gauge: Gauge,
+    text: Answers,
+    rows: Sequence[int],
+    *,
     steps: Sequence[int],
-    lr: float,
-    precision: Callable[[], AbstractContextManager],
-    progress: Callable[[int, int], None] | None,
-) -> list[Any]:
-    """What ``measure`` gives at each of ``steps``; shorter where the attack diverged. The model is put back."""
-    found: list[Any] = []
-    with _lent(model) as parameters, torch.enable_grad():
-        attacker = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
-        for step in range(steps[-1] + 1):
-            if step in steps:
-                found.append(measure())
-                if not math.isfinite(found[-1][0]):
-                    break
-            if step == steps[-1]:
-                break
-            attacker.zero_grad(set_to_none=True)
-            with precision():
-                loss = _nll(model, anatomy, draw())
-            if not torch.isfinite(loss.detach()):
-                break
-            loss.backward()
-            attacker.step()
-            if progress is not None:
-                progress(step + 1, steps[-1])
-    return found
+    lr: float | None,
+    batch_rows: int,
+    seed: int,
+    progress: Progress,
+    extra: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Train on rows of ``text`` and read the gauge at each of ``steps``."""
+    started, rate = time.perf_counter(), LR if lr is None else lr
+    drawn = order(list(rows), batch_rows, seed)
 
+    def measure() -> dict[str, NDArray[np.float64]] | None:
+        found = gauge.read(model, anatomy)
+        return found if np.isfinite(found["forget"]).all() else None
 
-def _order(rows: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
-    """Batches without end: the rows in a new order each time round, every batch full where there are rows enough."""
-    rng = np.random.default_rng([seed, 1])
-    waiting: list[int] = []
-    size = min(size, len(rows))
-    while True:
-        while len(waiting) < size:
-            waiting += [rows[i] for i in rng.permutation(len(rows))]
-        yield waiting[:size]
-        waiting = waiting[size:]
-
-
-def _token_logp(model: nn.Module, anatomy: Anatomy, batch: Batch) -> Tensor:
-    states = run_pass(model, anatomy, batch, Pass(head=True)).at_labels
-    assert states is not None
-    targets = batch.targets()
-
-    def part(start: int, stop: int) -> Tensor:
-        return label_logp(anatomy.logits(states[start:stop]), targets[start:stop])
-
-    return chunked(part, len(targets), anatomy.vocabulary, grad=torch.is_grad_enabled())
-
-
-def _nll(model: nn.Module, anatomy: Anatomy, batch: Batch) -> Tensor:
-    return -_token_logp(model, anatomy, batch).mean()
-
-
-def _row_logp(model: nn.Module, anatomy: Anatomy, batch: Batch) -> Tensor:
-    """``[B]`` mean log-probability per label token."""
-    logp, (rows, _) = _token_logp(model, anatomy, batch), batch.positions()
-    sums = torch.zeros(len(batch.label_mask), dtype=logp.dtype, device=logp.device).index_add_(0, rows, logp)
-    return sums / batch.label_mask.sum(1)
-
-
-@contextlib.contextmanager
-def _lent(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """The parameters that the attacker trains; put back bit for bit afterwards, also after an error."""
-    everything = list(model.parameters())
-    adapter = hasattr(model, "peft_config") and any(p.requires_grad for p in everything)
-    chosen = [p for p in everything if p.is_floating_point() and (p.requires_grad or not adapter)]
-    needs, gradients = [p.requires_grad for p in everything], [p.grad for p in everything]
-    modes = [(module, module.training) for module in model.modules()]
-    before = [p.detach().clone() for p in chosen]
-    model.eval()
-    for p in everything:
-        p.grad = None
-    for p in chosen:
-        p.requires_grad_(True)
-    try:
-        yield chosen
-    finally:
-        with torch.no_grad():
-            for p, own in zip(chosen, before, strict=True):
-                p.copy_(own)
-        for p, need, gradient in zip(everything, needs, gradients, strict=True):
-            p.requires_grad_(need)
-            p.grad = gradient
-        for module, training in modes:
-            module.training = training
+    found = stepped(
+        model, anatomy, lambda: text.batch(next(drawn)), measure, steps,
+        lr=rate, precision=gauge.precision, progress=progress,
+    )  # fmt: skip
+    passes = round(steps[-1] * min(batch_rows, len(rows)) / len(rows), 3)
+    settings = {"lr": rate, "batch_rows": batch_rows, "seed": seed, "trained_rows": len(rows), "passes": passes}
+    settings |= {"diverged": len(found) < len(steps)} | dict(extra or {})
+    return gauge.outcome(name, "steps", [str(s) for s in steps], found, extra=settings, started=started)
