@@ -25,8 +25,12 @@ def build(values: Mapping[str, Any]) -> Recipe:
     return filled(Recipe, values, "recipe")
 
 
-def load(source: str | None, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+def load(
+    source: str | None, overrides: Sequence[tuple[str, str]] = (), changes: Mapping[str, Any] | None = None
+) -> Recipe:
     """Read a recipe: a YAML file or the name of one that ships with the package, then ``key.sub value`` overrides.
+
+    ``changes`` are dotted keys and plain values that lie between the two.
 
     A relative path inside a recipe file is relative to the working directory; ``${EXCISE_SHARED}`` and other
     environment variables are expanded in strings. ``extends: NAME`` (or a list of names or files) begins with other
@@ -37,6 +41,8 @@ def load(source: str | None, overrides: Sequence[tuple[str, str]] = ()) -> Recip
         UsageError: No such recipe, YAML that does not parse, or a bad key or value.
     """
     values = read_yaml(source) if source else {}
+    for key, value in (changes or {}).items():
+        put(values, key.split("."), value)
     for key, text in overrides:
         try:
             put(values, key.split("."), yaml.safe_load(text) if text else text)

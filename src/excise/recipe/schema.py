@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from excise.recipe.thresholds import Verify
+
 
 @dataclass(frozen=True)
 class Model:
@@ -47,6 +49,9 @@ class Data:
         retain: Rows to keep.
         untouched: A share of ``retain`` (0 to 1) that unlearning never trains on, or a source of its own.
         never_seen: Rows of the same kind that no model was trained on.
+        never_seen_training: Never-seen rows that terms of the objective read, where any does: a share of ``never_seen``
+            (whole groups, which neither a stopping rule nor the evaluation then reads), a source of its own, or
+            ``shuffled``: a stand-in for want of them, forgotten answers under the questions of other forgotten rows.
         alternatives: Refusals or other answers for DPO-like objectives: one per line, drawn by (seed, row).
         paraphrases: Where objectives that read ``forget_paraphrase`` get it: built-in ``rules``, the ``data`` (rows
             then also serve the evaluation, which flatters it), or a callable ``module:function`` from text to text.
@@ -60,12 +65,15 @@ class Data:
             ``refuse``; default: texts of a language model are split, rows of a classifier refused.
         tag_names: Names of the classes by number, for rows that give numbers instead of names.
         limit: Use at most this many rows of each side (for trials).
+        without: Rows that the requests of a ledger named are left out of every side but ``forget``: its folder, or
+            ``DIR@N`` for what its first N entries say (`excise ledger` sets it).
     """
 
     forget: str = ""
     retain: str = ""
     untouched: float | str = 0.2
     never_seen: str | None = None
+    never_seen_training: float | str = 0.5
     alternatives: str | None = None
     paraphrases: str = "rules"
     utility: dict[str, str] = field(default_factory=dict)
@@ -77,6 +85,7 @@ class Data:
     long: Literal["split", "refuse"] | None = None
     tag_names: tuple[str, ...] = ()
     limit: int | None = None
+    without: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,7 @@ class Schedule:
         steps: Optimizer steps instead of epochs.
         forget_batch: Forget rows in a micro-batch.
         retain_batch: Retain rows in a micro-batch.
+        never_seen_batch: Never-seen rows in a micro-batch, where a term reads them; default: as many as retain rows.
         accumulate: Micro-batches in an optimizer step.
         retain_steps: Retain-only optimizer steps after each step that forgets.
         mixed: Draw natural batches of ``forget_batch + retain_batch`` rows from all rows together, instead of so many
@@ -110,6 +120,7 @@ class Schedule:
     steps: int | None = None
     forget_batch: int = 16
     retain_batch: int = 16
+    never_seen_batch: int | None = None
     accumulate: int = 1
     retain_steps: int = 0
     mixed: bool = False
@@ -119,16 +130,50 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """How weights move: ``adamw``, or ``muon`` (hidden matrices, from scratch) with ``adamw`` for the rest."""
+    """How weights move: ``adamw``, or ``muon`` (hidden matrices, from scratch) with ``adamw`` for the rest.
+
+    ``tail`` is the share of the run at its end that goes on at the ``floor`` of the rate: small steps to trim what the
+    large ones left. ``betas`` are AdamW's. ``weight_decay`` pulls matrices to zero, or those of a ``preconditioned``
+    run to their start.
+    """
 
     name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-5
     adamw_lr: float | None = None
+    betas: tuple[float, ...] = (0.9, 0.999)
     weight_decay: float = 0.0
     warmup: float = 0.1
     decay: Literal["linear", "cosine", "constant"] = "linear"
     floor: float = 0.0
+    tail: float = 0.0
     clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Muse:
+    """What MUSE (2407.06460) asks; what is not given reads "not shown". Sources as those of ``data``.
+
+    Attributes:
+        passages: Passages of the forgotten texts: rows of ``prompt`` and ``gt`` (or ``completion``), gone on with for
+            128 tokens.
+        forget_questions: Questions about the forgotten texts, answered in at most 32 tokens.
+        forget_examples: Solved questions that stand before each of them.
+        retain_questions: The same about the texts to keep: MUSE's utility.
+        retain_examples: Solved questions that stand before each of these.
+        members: Forgotten texts that PrivLeak reads; default: the forget rows.
+        non_members: Texts that no model was trained on; default: the never-seen rows.
+        reference_auc: In place of a gold: how often a retrained model finds a non-member likelier than a member, by
+            Min-40 % (News .4772, Books .5393).
+    """
+
+    passages: str | None = None
+    forget_questions: str | None = None
+    forget_examples: str | None = None
+    retain_questions: str | None = None
+    retain_examples: str | None = None
+    members: str | None = None
+    non_members: str | None = None
+    reference_auc: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,14 +187,21 @@ class Evaluate:
         generate: New tokens per generated answer; 0 switches ROUGE off.
         rewordings: Score paraphrases and false answers too (what truth ratios and forget quality read).
         latent: Measure hidden states.
+        gradient_norms: Take the gradient of every forget and never-seen row, for the membership attack that reads its
+            norm: a backward pass for each row.
         relearn_steps: Steps at which the relearning curve is read.
         relearn_lr: Learning rate of the relearning attack; default the run's own.
+        savings_steps: Steps on all forget rows after which memorisation savings are read, beside the relearning curve;
+            0 switches them off.
         include_text: Keep generated and original text of forget rows in the run folder and the report.
         map: Two-dimensional map of hidden states: ``pca``, ``umap`` (extra) or ``none``.
         cache: Folder that keeps what was measured of originals and golds, for runs that share them. Hidden states of
             forget rows are in it: treat it as the data itself. Answers to ``tasks`` are not kept.
         tasks: Multiple-choice tasks to ask the models (extra ``mcq``): files with ``question``, ``choices`` and
             ``answer``, or names of lm-evaluation-harness (``wmdp_bio``, ``mmlu``), which need the hub.
+        muse: Passages and questions of MUSE, for language models.
+        attacks: Attacks by name with their settings: ``{"sample": {"samples": 64}}``; see docs/metrics.md. Where none
+            is named the suite ``attack`` makes all of them, and a run none.
     """
 
     gold: str | None = None
@@ -158,12 +210,16 @@ class Evaluate:
     generate: int = 64
     rewordings: bool = True
     latent: bool = True
+    gradient_norms: bool = False
     relearn_steps: tuple[int, ...] = (0, 1, 2, 4, 8, 16)
     relearn_lr: float | None = None
+    savings_steps: int = 24
     include_text: bool = False
     map: Literal["pca", "umap", "none"] = "pca"
     cache: str | None = None
     tasks: tuple[str, ...] = ()
+    muse: Muse = field(default_factory=Muse)
+    attacks: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,12 +267,16 @@ class Stop:
         band: Admissible share of pairs in which a forgotten row is likelier than a never-seen one of its kind.
         quality: Lowest admissible probability of the watched retained rows, as a share of the original's.
         calibration: Never-seen rows that the rule reads and the evaluation does not: a share of ``data.never_seen``
-            (whole groups), or a source of its own.
+            (whole groups, of what training leaves of it), or a source of its own.
         watch: Retained rows that the rule reads and neither training nor evaluation does: a share of ``data.retain``.
         rows: Most rows of each side in a check.
+        after: Share of the run before the first check, where the rule only chooses the end.
         every: Steps between checks.
         near: Look after every step once the statistic is this close above the band.
         patience: Checks after the best one before giving up on a better one.
+        average: Judge and keep the mean of the weights at the checks of so many steps, the present one included; 1 for
+            the present weights alone. One step moves the statistic by about ``1 / average`` of what it would.
+        finer: Share of the learning rate that is left while the statistic is within ``near`` of the band.
     """
 
     rule: Literal["none", "two_sided"] = "none"
@@ -225,9 +285,36 @@ class Stop:
     calibration: float | str = 0.5
     watch: float = 0.1
     rows: int = 100
+    after: float = 0.0
     every: int = 5
     near: float = 0.15
     patience: int = 5
+    average: int = 1
+    finer: float = 1.0
+
+
+@dataclass(frozen=True)
+class ResetRows:
+    """Embedding rows of tokens that only the forget set uses, replaced by what unused rows look like.
+
+    Attributes:
+        kept: Sides whose tokens are in use: retained rows, further sets; empty for all retained rows of the recipe
+            (``retain``, ``untouched``, ``watch``), of which nothing but token counts is read.
+        share: Least share of a token's uses that are the forget rows'. 1 takes tokens that nobody else uses; below,
+            rows of shared tokens are moved part of the way, from none at ``share`` to all of it at 1.
+        output: Rows of an output layer with weights of its own too; a tied one goes with the input's.
+    """
+
+    kept: tuple[str, ...] = ()
+    share: float = 1.0
+    output: bool = True
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is changed in the weights before training, without a gradient."""
+
+    reset_rows: ResetRows | None = None
 
 
 @dataclass(frozen=True)
@@ -235,6 +322,8 @@ class Recipe:
     """A whole run. Every field has a default; a recipe file names only what it changes.
 
     ``initialise`` names where an adapter starts, with its settings: ``{"rila": {"beta": 0.5}}``; empty means plain.
+    Where whole weights are trained, ``{"preconditioned": {}}`` gives their updates a shape. ``chosen`` says what a run
+    without a recipe file was given, and why: first the recipe, then each part that was left out (`excise run` sets it).
 
     Example:
         >>> from excise.recipe import build
@@ -246,14 +335,17 @@ class Recipe:
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     objective: Objective = field(default_factory=Objective)
+    edit: Edit = field(default_factory=Edit)
     initialise: dict[str, Any] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=Statistics)
     schedule: Schedule = field(default_factory=Schedule)
     optimiser: Optimiser = field(default_factory=Optimiser)
     stop: Stop = field(default_factory=Stop)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    verify: Verify = field(default_factory=Verify)
     tune: Tune = field(default_factory=Tune)
     seed: int = 0
     out: str | None = None
     checkpoint_every: int = 0
     log_every: int = 1
+    chosen: tuple[str, ...] = ()
