@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from excise.metrics.catalogue import METRICS, Metric
+from excise.metrics.catalogue import FAMILIES, METRICS, Metric
 
 _DEEPCUT = "DeepCUT, arXiv:2503.14900"
 _SEQEVAL = "Nakayama, seqeval 2018 (strict, IOB2)"
@@ -152,7 +152,7 @@ def find(name: str, task: str) -> Metric | None:
 
     metrics = of_task(task)
     family, _, part = name.partition("/")
-    metric = metrics.get(family) or METRICS.get(family)
+    metric = metrics.get(family) or METRICS.get(family) or (FAMILIES.get(family) if part else None)
     if metric is None and task != "causal_lm":
         kinds = {"token_classification": (_F1,)}.get(task, (_MACRO, _ACCURACY))
         own = next((kind for kind in kinds if family.endswith(f"_{kind[0]}")), None)

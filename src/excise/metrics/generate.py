@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from excise.metrics.fluency import Fluency
 from excise.metrics.table import Table
 from excise.records import Record
 from excise.tasks import causal_lm
@@ -60,13 +61,39 @@ def generate(
     Raises:
         InputRefused: A prompt fills the context.
     """
-    asked, bounds, _ = _questions(records, tokenizer, encoding, max_new_tokens, source)
+    asked, bounds, _ = questions(records, tokenizer, encoding, max_new_tokens, source)
+    written = continued(model, tokenizer, asked, bounds, batch_rows=batch_rows, batch_tokens=batch_tokens)
+    return [text.strip() for text in written]
+
+
+def continued(
+    model: nn.Module,
+    tokenizer: Any,
+    asked: Sequence[Sequence[int]],
+    bounds: Sequence[int],
+    *,
+    batch_rows: int = 64,
+    batch_tokens: int = 16_384,
+) -> list[str]:
+    """How the model goes on, greedily, after each sequence of tokens; see `generate`.
+
+    Args:
+        model: A transformers model, PEFT or not.
+        tokenizer: Its tokenizer.
+        asked: Tokens to go on from; an empty sequence gives an empty text.
+        bounds: Most new tokens of each.
+        batch_rows: Most rows of a batch.
+        batch_tokens: Most tokens of a batch, new ones included.
+
+    Returns:
+        One text each, as decoded: white space is left as it is.
+    """
     core: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     context = getattr(getattr(core, "config", None), "max_position_embeddings", None) or math.inf
     device = next(model.parameters()).device
-    ends = _ends(core, tokenizer)
+    ends = end_tokens(core, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    texts = [""] * len(records)
+    texts = [""] * len(asked)
     lengths = [len(q) + b for q, b in zip(asked, bounds, strict=True)]
     with _plain_generation(core, device.type) as settings:
         for batch in causal_lm.length_batches(lengths, batch_tokens, batch_rows):
@@ -78,7 +105,8 @@ def generate(
             new = int(min(max(bounds[i] for i in batch), context - width))
             if new < 1:
                 continue
-            made = causal_lm.collate([causal_lm.Example(asked[i], 1) for i in batch], pad_id=pad_id, pad_side="left")
+            rows = [causal_lm.Example(tuple(asked[i]), 1) for i in batch]
+            made = causal_lm.collate(rows, pad_id=pad_id, pad_side="left")
             out = core.generate(
                 input_ids=made["input_ids"].to(device),
                 attention_mask=made["attention_mask"].to(device),
@@ -86,19 +114,19 @@ def generate(
             )[:, width:].tolist()
             for i, ids in zip(batch, out, strict=True):
                 stop = next((k for k, token in enumerate(ids) if token in ends), len(ids))
-                texts[i] = tokenizer.decode(ids[: min(stop, bounds[i])], skip_special_tokens=True).strip()
+                texts[i] = tokenizer.decode(ids[: min(stop, bounds[i])], skip_special_tokens=True)
     return texts
 
 
 def references(records: Sequence[Record], tokenizer: Any, encoding: causal_lm.Encoding) -> list[str]:
     """What a generation is compared with: the answer, or the second half of a plain text row."""
-    return _questions(records, tokenizer, encoding, 1, "")[2]
+    return questions(records, tokenizer, encoding, 1, "")[2]
 
 
-def _questions(
+def questions(
     records: Sequence[Record], tokenizer: Any, encoding: causal_lm.Encoding, most: int, source: str
 ) -> tuple[list[tuple[int, ...]], list[int], list[str]]:
-    """Prompt tokens, bound of new tokens, and true answer of each record."""
+    """Prompt tokens, bound of new tokens, and true answer of each record; of a plain text, its halves."""
     asked = causal_lm.prompts(records, tokenizer, encoding, source=source)
     examples = causal_lm.encode_records(records, tokenizer, encoding, source=source)
     bounds, answers = [], []
@@ -113,7 +141,7 @@ def _questions(
     return asked, bounds, answers
 
 
-def _ends(model: Any, tokenizer: Any) -> list[int]:
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end an answer: the tokenizer's, and those of the model's own settings (chat models have several)."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     more = own if isinstance(own, list) else [] if own is None else [own]
@@ -203,13 +231,16 @@ def with_generations(
     *,
     max_new_tokens: int,
     batch_rows: int = 64,
+    fluency: Fluency | None = None,
 ) -> tuple[Table, list[str]]:
-    """The table with ROUGE and repetition of what the model writes for its rows, and the texts themselves.
+    """The table with ROUGE, repetition and fluency of what the model writes for its rows, and the texts themselves.
 
-    The texts may hold what is to be forgotten: keep them only where that was asked for.
+    The texts may hold what is to be forgotten: keep them only where that was asked for. Fluency is left out without
+    a scorer (`fluency.of_answers`).
     """
     texts = generate(
         model, tokenizer, records, encoding, max_new_tokens=max_new_tokens, batch_rows=batch_rows, source=table.side
     )
     columns = generation_columns(texts, references(records, tokenizer, encoding))
+    columns |= {} if fluency is None else {"fluency": fluency.column(texts)}
     return replace(table, columns={**table.columns, **columns}), texts

@@ -39,6 +39,8 @@ _OU_ATTACKS = {
     "mia_zlib": "attack_zlib",
     "mia_min_k": "attack_min_k",
     "mia_min_k_plus_plus": "attack_min_k_plus_plus",
+    "mia_reference": "attack_reference",
+    "mia_gradnorm": "attack_gradient_norm",
 }
 
 _AGAIN = "export the log again"

@@ -8,7 +8,7 @@ hidden states say is `metrics.states`; both are named here too.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from zlib import compress
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from excise.forward import Anatomy, Batch, Pass, chunked, masked_mean, run_pass
 from excise.metrics.generate import generate, generation_columns, with_generations
+from excise.metrics.lens import layer_logp
 from excise.metrics.states import Latent, latent, state_map
-from excise.metrics.table import ANSWER, FALSE_ANSWER, PARAPHRASE, Table, check
+from excise.metrics.table import ANSWER, FALSE_ANSWER, LENS, PARAPHRASE, Table, check
 from excise.records import Record
 from excise.tasks import causal_lm
 
@@ -116,6 +117,7 @@ def sweep(
     batch_tokens: int = 4096,
     layers: Sequence[int] = (),
     pooling: str = "attended",
+    lens: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Sweep:
     """Score every sequence of every side in one forward pass each.
@@ -133,6 +135,7 @@ def sweep(
         batch_tokens: Most tokens of a batch, its padding included.
         layers: Layers whose pooled states are kept, numbered as in `forward`; none: no states.
         pooling: ``attended``, ``answer`` or ``last``.
+        lens: Sides whose answers are read from every inner layer too (`lens.layer_logp`).
         progress: Called with (sequences done, all sequences).
 
     Returns:
@@ -164,7 +167,9 @@ def sweep(
     pooled: dict[int, NDArray[np.float32]] = {}
     device = next(model.parameters()).device
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    done, wanted = 0, Pass(layers=set(layers), head=True)
+    inner = list(range(1, anatomy.depth)) if lens else []
+    read = np.full((len(items), len(inner)), np.nan, np.float32)
+    done, wanted = 0, Pass(layers={*layers, *inner}, head=True)
     with evaluating(model):
         for indices in causal_lm.length_batches([len(s.example.input_ids) for s in items], batch_tokens, batch_tokens):
             made = causal_lm.collate([items[i].example for i in indices], pad_id=pad_id)
@@ -173,12 +178,19 @@ def sweep(
             assert result.at_labels is not None
             columns = token_columns(result.at_labels, batch.input_ids[batch.label_mask], anatomy)
             scores[np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in indices])] = columns.cpu().numpy()
-            taken = {layer: result.layers[anatomy.layer(layer)] for layer in layers}
+            own = [k for k, i in enumerate(indices) if items[i].kind == ANSWER and items[i].side in lens]
+            if inner and own:
+                read[[indices[k] for k in own]] = layer_logp(result, batch, anatomy, own, inner).cpu().numpy()
+            laid_out = result.layers  # once: rows may be packed
+            taken = {layer: laid_out[anatomy.layer(layer)] for layer in layers}
             _keep_states(taken, batch.masks(pooling), [kept.get(i) for i in indices], pooled, len(kept))
             done += len(indices)
             if progress is not None:
                 progress(done, len(items))
     tables = _tables(items, offsets, scores, sides, tokenizer.eos_token_id)
+    for side in [s for s in tables if s in lens and inner]:
+        answers = [i for i, s in enumerate(items) if s.side == side and s.kind == ANSWER]
+        tables[side].columns.update({f"{LENS}{layer}": read[answers, k] for k, layer in enumerate(inner)})
     return Sweep(tables, _split(items, kept, pooled, ANSWER), _split(items, kept, pooled, PARAPHRASE))
 
 

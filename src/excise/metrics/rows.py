@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from excise.errors import NotShown
-from excise.metrics.table import ANSWER, FALSE_ANSWER, PARAPHRASE, Table
+from excise.metrics.table import ANSWER, FALSE_ANSWER, LENS, PARAPHRASE, Table
 
 Floats = NDArray[np.float64]
 MIN_K = 0.4
@@ -217,14 +217,14 @@ def attack_score(table: Table, attack: str, *, k: float = MIN_K) -> Floats:
     Args:
         table: the answers of one side.
         attack: "loss" (mean log p), "zlib" (that per byte of the zlib-compressed answer), "min_k" (mean of the lowest
-            share ``k`` of token log-probabilities) or "min_k_plus_plus" (the same on log p standardised by the mean and
-            deviation of log p over the vocabulary; variance floored at 1e-6). The last two leave the final
-            end-of-sequence token out.
-        k: share of tokens for the last two.
+            share ``k`` of token log-probabilities), "min_k_plus_plus" (the same on log p standardised by the mean and
+            deviation of log p over the vocabulary; variance floored at 1e-6) or "gradient_norm" (minus the mean norm of
+            the gradients, where they were taken). The two with ``k`` leave the final end-of-sequence token out.
+        k: share of tokens for "min_k" and "min_k_plus_plus".
 
     Source:
-        Yeom et al. 1709.01604; Carlini et al. 2012.07805; Shi et al. 2310.16789; Zhang et al. 2404.02936; details as
-        OpenUnlearning.
+        Yeom et al. 1709.01604; Carlini et al. 2012.07805; Shi et al. 2310.16789; Zhang et al. 2404.02936; Wang et al.
+        2402.17012 (gradient norm); details as OpenUnlearning.
     """
     stored = f"attack_{attack}"
     if table.has(stored):
@@ -234,8 +234,10 @@ def attack_score(table: Table, attack: str, *, k: float = MIN_K) -> Floats:
     if attack == "zlib":
         _need(table, "zlib")
         return row_mean(table, _ratio(-sequence_nll(table), table.columns["zlib"]))
+    if attack == "gradient_norm":
+        raise NotShown("no gradients were taken: they cost a backward pass per row (evaluate.gradient_norms: true)")
     if attack not in ("min_k", "min_k_plus_plus"):
-        raise ValueError(f"unknown attack {attack!r}: loss, zlib, min_k or min_k_plus_plus")
+        raise ValueError(f"unknown attack {attack!r}: loss, zlib, min_k, min_k_plus_plus or gradient_norm")
     _need(table, "logp")
     keep, offsets = _body(table)
     values = table.columns["logp"][keep].astype(np.float64)
@@ -244,3 +246,20 @@ def attack_score(table: Table, attack: str, *, k: float = MIN_K) -> Floats:
         sigma = np.sqrt(np.maximum(table.columns["sigma"][keep].astype(np.float64) ** 2, 1e-6))
         values = (values - table.columns["mu"][keep]) / sigma
     return row_mean(table, _lowest_mean(values, offsets, k))
+
+
+def lens(table: Table) -> dict[int, Floats]:
+    """Layer -> ``[rows]`` probability of the answers as the head reads them from that layer, lowest layer first.
+
+    Source:
+        Logit lens: nostalgebraist 2020; length-normalised as TOFU's probability (ours).
+
+    Example:
+        >>> columns = {"row": np.zeros(0), "kind": np.zeros(0), "mean_nll": np.zeros(0), "lens_1": np.log([0.5])}
+        >>> lens(Table("forget", 1, columns))
+        {1: array([0.5])}
+    """
+    layers = sorted(int(name.removeprefix(LENS)) for name in table.columns if name.startswith(LENS))
+    if not layers:
+        raise NotShown("inner layers were not read (evaluate.latent), or there is only one")
+    return {layer: np.exp(table.columns[f"{LENS}{layer}"].astype(np.float64)) for layer in layers}

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from excise.errors import NotShown
+from excise.metrics import aggregates, gaps, membership
 from excise.metrics import rows as per_row
+from excise.metrics.bench import Bench, Entry, combined, one
 from excise.metrics.catalogue import METRICS
 from excise.metrics.statistics import (
     RESAMPLES,
     auc,
-    bootstrap_auc,
-    bootstrap_counts,
-    bootstrap_means,
     harmonic_mean,
-    interval,
     ks_log10,
     permutation_p,
     privleak,
@@ -29,7 +26,7 @@ from excise.metrics.statistics import (
     tpr_at_fpr,
 )
 from excise.metrics.table import PARAPHRASE, Table
-from excise.metrics.utility import ROW_SETS, TOFU_SETS, stored, utility_parts
+from excise.metrics.utility import fluent, stored, utility_parts
 
 __all__ = [
     "Scores", "auc", "forget_quality", "harmonic_mean", "ks_log10", "permutation_p", "privleak",
@@ -37,8 +34,6 @@ __all__ = [
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
-Entry = dict[str, Any]
-Part = tuple[str, Floats]  # side, one value per row
 
 
 @dataclass(frozen=True)
@@ -47,9 +42,10 @@ class Scores:
 
     Args:
         values: metric -> {"value", "low", "high", "n"}; 95 % percentile bootstrap over rows, ``None`` where an interval
-            has no meaning (forget quality). ``n`` is the smallest number of rows behind a part. ``model_utility`` and
-            ``unlearning_score`` add "parts" (how many utility parts) and "complete" (the nine of TOFU); a membership
-            number adds "n_never_seen"; ``forget_quality_log10`` adds "n_gold" and "how".
+            has no meaning (forget quality). ``n`` is the smallest number of rows behind a part. What holds utility adds
+            "parts" (how many utility parts) and "complete" (the nine of TOFU); a membership number "n_never_seen"; a
+            gap between groups "groups", "chance" and "p"; the logit lens "layer"; ``forget_quality_log10`` "n_gold" and
+            "how".
         not_shown: metric -> reason, for every metric of the catalogue that is not in ``values``.
     """
 
@@ -57,65 +53,23 @@ class Scores:
     not_shown: dict[str, str]
 
 
-@dataclass
-class _Bench:
-    """One model's tables, the gold's, and the bootstrap draws that all numbers of a side share: parts stay paired."""
-
-    tables: Mapping[str, Table]
-    gold: Mapping[str, Table] | None
-    mean: str
-    resamples: int
-    seed: int
-    draws: dict[tuple[str, int], Floats] = field(default_factory=dict)
-
-    def side(self, name: str) -> Table:
-        if name not in self.tables:
-            raise NotShown(f"no {name.replace('_', '-')} rows were evaluated")
-        return self.tables[name]
-
-    def kept(self) -> Table:
-        """The rows that answer for retained knowledge: those that unlearning never touched, where there are any."""
-        return self.side("untouched" if "untouched" in self.tables else "retain")
-
-    def counts(self, side: str, n: int) -> Floats:
-        # The draws depend on n and the side's place in the seed only, so the gold's rows are drawn together with the
-        # model's.
-        key = (side, n)
-        if key not in self.draws:
-            self.draws[key] = bootstrap_counts(n, self.resamples, self.seed + sum(side.encode()))
-        return self.draws[key]
-
-
-def _identity(x: Floats) -> Floats:
-    return x[..., 0]
-
-
-def _combined(bench: _Bench, parts: Sequence[Part], fn: Callable[[Floats], Floats] = _identity) -> Entry:
-    """``fn`` of the parts' means, with an interval from resampling the rows of each side together."""
-    present = [int(np.sum(~np.isnan(values))) for _, values in parts]
-    if not present or min(present) == 0:
-        raise NotShown("no row has a value")
-    means = np.array([np.nanmean(values) for _, values in parts])
-    draws = [bootstrap_means(values, bench.counts(side, len(values))) for side, values in parts]
-    fewest = min(len(d) for d in draws)
-    with np.errstate(over="ignore"):
-        value, low_high = float(fn(means)), interval(fn(np.stack([d[:fewest] for d in draws], axis=-1)))
-    return {"value": value, "low": low_high[0], "high": low_high[1], "n": min(present)}
-
-
-def _one(fn: Callable[[Table], Floats], where: str, bench: _Bench) -> Entry:
-    table = bench.kept() if where == "kept" else bench.side(where)
-    return _combined(bench, [(table.side, fn(table))])
-
-
-def _truth(bench: _Bench, fn: Callable[[Floats], Floats], table: Table, correct: int = PARAPHRASE) -> Floats:
+def _truth(bench: Bench, fn: Callable[[Floats], Floats], table: Table, correct: int = PARAPHRASE) -> Floats:
     return fn(per_row.log_truth_ratio(table, correct, bench.mean))
 
 
-def _perplexity(where: str, bench: _Bench) -> Entry:
+def _perplexity(where: str, bench: Bench) -> Entry:
     table = bench.kept() if where == "kept" else bench.side(where)
     nll, tokens = per_row.nll_and_tokens(table)
-    return _combined(bench, [(table.side, nll), (table.side, tokens)], lambda x: np.exp(x[..., 0] / x[..., 1]))
+    return combined(bench, [(table.side, nll), (table.side, tokens)], lambda x: np.exp(x[..., 0] / x[..., 1]))
+
+
+def _lens(bench: Bench) -> Entry:
+    """The layer below the last that reads the answers best, and what it reads."""
+    found = per_row.lens(bench.side("forget"))
+    layers = list(found)
+    entry = combined(bench, [("forget", values) for values in found.values()], lambda x: x.max(axis=-1))
+    means = [float(np.nanmean(values)) for values in found.values()]
+    return entry | {"layer": layers[int(np.argmax(means))]}
 
 
 def forget_quality(
@@ -135,124 +89,59 @@ def forget_quality(
     return ks_log10(mine, theirs)
 
 
-def _forget_quality(bench: _Bench) -> Entry:
+def _forget_quality(bench: Bench) -> Entry:
     bench.side("forget")
-    gold = _gold(bench)
+    gold = bench.golds()
     value, how = forget_quality(bench.tables, gold, mean=bench.mean)
     n, m = (int(np.sum(~np.isnan(per_row.log_truth_ratio(t["forget"])))) for t in (bench.tables, gold))
     return {"value": value, "low": None, "high": None, "n": n, "n_gold": m, "how": how}
 
 
-def _gold(bench: _Bench) -> Mapping[str, Table]:
-    if bench.gold is None or "forget" not in bench.gold:
-        raise NotShown("needs the gold: the same model trained without the forget rows, evaluated on them")
-    return bench.gold
+def _savings(table: Table) -> Floats:
+    """Probability of each row after all of them were trained again, as the attack left it in the table."""
+    if not table.has("savings"):
+        raise NotShown("the forget rows were not trained again (evaluate.savings_steps)")
+    return table.columns["savings"].astype(np.float64)
 
 
-def _attack_scores(tables: Mapping[str, Table], attack: str) -> tuple[Floats, Floats]:
-    return per_row.attack_score(tables["forget"], attack), per_row.attack_score(tables["never_seen"], attack)
-
-
-def _membership(attack: str, bench: _Bench) -> Entry:
-    bench.side("forget"), bench.side("never_seen")
-    member, other = _attack_scores(bench.tables, attack)
-    draws = _auc_draws(bench, member, other)
-    low, high = interval(draws)
-    return {"value": auc(member, other), "low": low, "high": high, **_counted(member, other)}
-
-
-def _counted(member: Floats, other: Floats) -> dict[str, int]:
-    return {"n": int(np.sum(~np.isnan(member))), "n_never_seen": int(np.sum(~np.isnan(other)))}
-
-
-def _auc_draws(bench: _Bench, member: Floats, other: Floats) -> Floats:
-    return bootstrap_auc(member, other, bench.counts("forget", len(member)), bench.counts("never_seen", len(other)))
-
-
-def _membership_tpr(attack: str, bench: _Bench) -> Entry:
-    bench.side("forget"), bench.side("never_seen")
-    member, other = _attack_scores(bench.tables, attack)
-    rng = np.random.default_rng(bench.seed)
-    a, b = member[~np.isnan(member)], other[~np.isnan(other)]
-    if not len(a) or not len(b):
-        raise NotShown("no row has a value")
-    draws = [tpr_at_fpr(rng.choice(a, len(a)), rng.choice(b, len(b))) for _ in range(min(bench.resamples, 300))]
-    low, high = interval(np.array(draws))
-    return {"value": tpr_at_fpr(a, b), "low": low, "high": high, **_counted(member, other)}
-
-
-def _privleak(bench: _Bench) -> Entry:
-    bench.side("forget"), bench.side("never_seen")
-    gold = _gold(bench)
-    if "never_seen" not in gold:
-        raise NotShown("the gold was not evaluated on never-seen rows")
-    mine, theirs = _attack_scores(bench.tables, "min_k"), _attack_scores(gold, "min_k")
-    value = float(privleak(auc(*mine), auc(*theirs)))
-    if math.isnan(value):
-        raise NotShown("the gold ranks every forget row as a member, so its AUC cannot be a reference")
-    samples = [_auc_draws(bench, *pair) for pair in (mine, theirs)]
-    fewest = min(len(s) for s in samples)
-    low, high = interval(privleak(samples[0][:fewest], samples[1][:fewest]))
-    return {"value": value, "low": low, "high": high, **_counted(*mine)}
-
-
-def _forget_parts(bench: _Bench) -> list[Part]:
-    table = bench.side("forget")
-    values = [
-        1 - per_row.exact_memorization(table),
-        1 - per_row.extraction_strength(table),
-        1 - per_row.probability(table, PARAPHRASE),
-        1 - _truth(bench, per_row.truth_share, table),
-    ]
-    return [("forget", v) for v in values]
-
-
-def _utility(bench: _Bench) -> tuple[list[Part], Entry]:
-    found = utility_parts(bench.tables, mean=bench.mean)
-    sets = {side for side, _ in found} - ROW_SETS
-    if not sets and not any(name == "rouge" for _, name in found):
-        raise NotShown("needs a utility set, or generations on retained rows")
-    complete = len(found) == 9 and sets == TOFU_SETS
-    return [(side, values) for (side, _), values in found.items()], {"parts": len(found), "complete": complete}
-
-
-def _model_utility(bench: _Bench) -> Entry:
-    parts, extra = _utility(bench)
-    return _combined(bench, parts, harmonic_mean) | extra
-
-
-def _unlearning_score(bench: _Bench) -> Entry:
-    forget, (kept, extra) = _forget_parts(bench), _utility(bench)
-
-    def both(x: Floats) -> Floats:
-        return harmonic_mean(np.stack((harmonic_mean(x[..., :4]), harmonic_mean(x[..., 4:])), axis=-1))
-
-    return _combined(bench, forget + kept, both) | extra
-
-
-_FROM_TABLES: dict[str, Callable[[_Bench], Entry]] = {
-    "forget_probability": partial(_one, per_row.probability, "forget"),
-    "retain_probability": partial(_one, per_row.probability, "kept"),
-    "paraphrase_probability": partial(_one, partial(per_row.probability, kind=PARAPHRASE), "forget"),
-    "forget_truth_ratio": lambda b: _one(partial(_truth, b, per_row.closeness_to_one), "forget", b),
-    "retain_truth_ratio": lambda b: _one(partial(_truth, b, per_row.truthfulness), "kept", b),
-    "forget_rouge": partial(_one, partial(stored, "rouge_l_recall"), "forget"),
-    "retain_rouge": partial(_one, partial(stored, "rouge_l_recall"), "kept"),
-    "exact_memorization": partial(_one, per_row.exact_memorization, "forget"),
-    "extraction_strength": partial(_one, per_row.extraction_strength, "forget"),
+_FROM_TABLES: dict[str, Callable[[Bench], Entry]] = {
+    "forget_probability": partial(one, per_row.probability, "forget"),
+    "retain_probability": partial(one, per_row.probability, "kept"),
+    "paraphrase_probability": partial(one, partial(per_row.probability, kind=PARAPHRASE), "forget"),
+    "forget_truth_ratio": lambda b: one(partial(_truth, b, per_row.closeness_to_one), "forget", b),
+    "retain_truth_ratio": lambda b: one(partial(_truth, b, per_row.truthfulness), "kept", b),
+    "forget_rouge": partial(one, partial(stored, "rouge_l_recall"), "forget"),
+    "retain_rouge": partial(one, partial(stored, "rouge_l_recall"), "kept"),
+    "exact_memorization": partial(one, per_row.exact_memorization, "forget"),
+    "extraction_strength": partial(one, per_row.extraction_strength, "forget"),
+    "logit_lens_probability": _lens,
     "forget_perplexity": partial(_perplexity, "forget"),
     "retain_perplexity": partial(_perplexity, "kept"),
     "forget_quality_log10": _forget_quality,
-    "model_utility": _model_utility,
-    "mia_loss_auc": partial(_membership, "loss"),
-    "mia_zlib_auc": partial(_membership, "zlib"),
-    "mia_min_k_auc": partial(_membership, "min_k"),
-    "mia_min_k_plus_plus_auc": partial(_membership, "min_k_plus_plus"),
-    "mia_loss_tpr": partial(_membership_tpr, "loss"),
-    "privleak": _privleak,
-    "forget_score": lambda b: _combined(b, _forget_parts(b), harmonic_mean),
-    "unlearning_score": _unlearning_score,
-    "forget_repetition": partial(_one, partial(stored, "repetition"), "forget"),
+    "model_utility": aggregates.model_utility,
+    "never_seen_gap": membership.gap_to_never_seen,
+    "mia_loss_auc": partial(membership.attacked, "loss"),
+    "mia_zlib_auc": partial(membership.attacked, "zlib"),
+    "mia_min_k_auc": partial(membership.attacked, "min_k"),
+    "mia_min_k_plus_plus_auc": partial(membership.attacked, "min_k_plus_plus"),
+    "mia_reference_auc": membership.by_reference,
+    "mia_gradient_norm_auc": partial(membership.attacked, "gradient_norm"),
+    "mia_loss_tpr": partial(membership.found_at_few_alarms, "loss"),
+    "privleak": membership.leaked,
+    "forget_score": aggregates.forget_score,
+    "unlearning_score": aggregates.unlearning_score,
+    "privacy_score": aggregates.privacy_score,
+    "privacy_score_relative": aggregates.privacy_score_relative,
+    "utility_score": aggregates.utility_score,
+    "utility_score_relative": aggregates.utility_score_relative,
+    "aggregate_score": aggregates.aggregate,
+    "aggregate_score_relative": partial(aggregates.aggregate, relative=True),
+    "forget_repetition": partial(one, partial(stored, "repetition"), "forget"),
+    "forget_fluency": partial(one, fluent, "forget"),
+    "retain_fluency": partial(one, fluent, "kept"),
+    "forget_group_gap": partial(gaps.gap, "forget"),
+    "retain_group_gap": partial(gaps.gap, "kept"),
+    "memorisation_savings": partial(one, _savings, "forget"),
 }
 
 _ELSEWHERE = {
@@ -266,6 +155,7 @@ def score(
     tables: Mapping[str, Table],
     against: Mapping[str, Table] | None = None,
     *,
+    original: Mapping[str, Table] | None = None,
     truth_ratio: str = "geometric",
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -274,7 +164,8 @@ def score(
 
     Args:
         tables: side -> table of the model.
-        against: the same of the gold; without it forget quality and PrivLeak are not shown.
+        against: the same of the gold; without it forget quality, PrivLeak and what else compares with it are not shown.
+        original: the same of the model before unlearning, which utility and one of the privacy scores are relative to.
         truth_ratio: "geometric" or "arithmetic" mean over false answers.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -291,9 +182,11 @@ def score(
         >>> s.not_shown["retain_probability"]
         'no retain rows were evaluated'
     """
-    bench = _Bench(tables, against, truth_ratio, resamples, seed)
+    bench = Bench(tables, against, original, truth_ratio, resamples, seed)
     values, not_shown = {}, {}
     for name, metric in METRICS.items():
+        if metric.source == "muse":  # a benchmark of its own: `muse_scores`
+            continue
         if name not in _FROM_TABLES:
             not_shown[name] = _ELSEWHERE[metric.source]
             continue

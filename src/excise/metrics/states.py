@@ -79,8 +79,8 @@ def latent(
     kept = "untouched" if "untouched" in states else "retain"
     values: dict[str, Entry] = {}
     not_shown: dict[str, str] = {}
-    top = {side: _tensor(own[max(own) if layer is None else layer]) for side, own in states.items() if own}
-    ids = _ids(groups or {})
+    top = {side: tensor(own[max(own) if layer is None else layer]) for side, own in states.items() if own}
+    ids = group_numbers(groups or {})
     forget, retain, never = top.get("forget"), top.get(kept), top.get("never_seen")
     if forget is None or retain is None or min(len(forget), len(retain)) < 2:
         reason = "needs hidden states of at least two forget rows and two retained rows"
@@ -92,15 +92,15 @@ def latent(
         not_shown |= dict.fromkeys(("latent_membership_auc", "latent_projection_auc"), reason)
     else:
         found = probe_auc(forget, never, ids.get("forget"), ids.get("never_seen"), seed=seed)
-        values["latent_membership_auc"] = _auc_entry(found, len(forget), len(never))
+        values["latent_membership_auc"] = auc_entry(found, len(forget), len(never))
         if retain is not None and len(retain):
             found = projection_auc(forget, never, retain, ids.get("forget"), seed=seed)
-            values["latent_projection_auc"] = _auc_entry(found, len(forget), len(never))
+            values["latent_projection_auc"] = auc_entry(found, len(forget), len(never))
     before = (reference_states or {}).get(kept)
     if retain is None or not before:
         not_shown["retain_drift"] = "needs the original's hidden states of the same rows"
     else:
-        drift = _drift(retain, _tensor(before[max(before) if layer is None else layer]), seed)
+        drift = _drift(retain, tensor(before[max(before) if layer is None else layer]), seed)
         values |= {"retain_drift": drift} if drift else {}
     for name in [k for k, v in values.items() if not math.isfinite(v["value"])]:
         del values[name]
@@ -133,7 +133,7 @@ def _between(forget: Tensor, retain: Tensor, forget_ids: NDArray | None, retain_
         value = geometry.entanglement(forget, retain, normalize=normalize)
         values[name] = {"value": value, "low": low, "high": high, "n": n}
     found = probe_auc(forget, retain, forget_ids, retain_ids, seed=seed)
-    return values | {"probe_auc_retain": _auc_entry(found, len(forget), len(retain))}
+    return values | {"probe_auc_retain": auc_entry(found, len(forget), len(retain))}
 
 
 def entanglement_by_layer(states: States, layers: Sequence[int]) -> list[float]:
@@ -141,7 +141,7 @@ def entanglement_by_layer(states: States, layers: Sequence[int]) -> list[float]:
     kept = "untouched" if "untouched" in states else "retain"
     out = []
     for layer in layers:
-        forget, retain = _tensor(states["forget"][layer]), _tensor(states[kept][layer])
+        forget, retain = tensor(states["forget"][layer]), tensor(states[kept][layer])
         value = geometry.entanglement(forget, retain) if len(forget) and len(retain) else math.nan
         out.append(value if math.isfinite(value) else math.nan)
     return out
@@ -175,7 +175,8 @@ def entanglement_interval(a: Tensor, b: Tensor, *, normalize: bool = False) -> t
     return math.exp(centre - half), math.exp(centre + half)
 
 
-def _auc_entry(value: float, n: int, m: int) -> Entry:
+def auc_entry(value: float, n: int, m: int) -> Entry:
+    """An AUC with the interval of `auc_interval` and both row counts."""
     low, high = auc_interval(value, n, m)
     return {"value": value, "low": low, "high": high, "n": n, "n_other": m}
 
@@ -206,11 +207,12 @@ def _drift(now: Tensor, before: Tensor, seed: int) -> Entry | None:
     return {"value": float(rows.mean()), "low": low, "high": high, "n": len(rows)}
 
 
-def _tensor(states: NDArray) -> Tensor:
+def tensor(states: NDArray) -> Tensor:
+    """States in fp64."""
     return torch.from_numpy(np.ascontiguousarray(states, np.float64))
 
 
-def _ids(groups: Mapping[str, Sequence[Any] | None]) -> dict[str, NDArray[np.int64]]:
+def group_numbers(groups: Mapping[str, Sequence[Any] | None]) -> dict[str, NDArray[np.int64]]:
     """One number per group, the same over all sides; -1 where a row has none. Sides without any group are left out."""
     given = {side: [None if g == -1 else g for g in own] for side, own in groups.items() if own is not None}
     names = sorted({str(g) for own in given.values() for g in own if g is not None})
@@ -253,7 +255,7 @@ def state_map(
     explained: list[float] = []
     if method == "pca":
         projection = geometry.fit_pca(torch.from_numpy(basis), 2)
-        place, explained = lambda x: projection(_tensor(x)).numpy(), [float(v) for v in projection.explained]
+        place, explained = lambda x: projection(tensor(x)).numpy(), [float(v) for v in projection.explained]
     elif method == "umap":
         place = _umap(basis)
     else:

@@ -22,6 +22,8 @@ from excise.errors import InputRefused
 
 FORMAT = "1"
 ANSWER, PARAPHRASE, FALSE_ANSWER = 0, 1, 2
+#: Prefix of columns that hold each row's mean log p as the head reads it from an inner layer: ``lens_1``, ``lens_2``.
+LENS = "lens_"
 
 # name -> (what one entry stands for, stored type)
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -42,15 +44,33 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "rouge_l_f1": ("row", "float32"),
     "rouge1_recall": ("row", "float32"),
     "repetition": ("row", "float32"),
+    "rouge_l_f1_unstemmed": ("row", "float32"),  # of MUSE's tables
+    "shortened": ("row", "bool"),  # the prompt was cut to the model's context
+    "fluency": ("row", "float32"),
+    "savings": ("row", "float32"),
     "group": ("row", "int32"),
-    # Values per row that only foreign logs bring, because they hold no tokens. attack_*: higher = less like a member.
+    # attack_*: higher = less like a member. All but the gradient norm come from foreign logs, which hold no tokens.
     "exact_memorization": ("row", "float32"),
     "extraction_strength": ("row", "float32"),
     "attack_loss": ("row", "float64"),
     "attack_zlib": ("row", "float64"),
     "attack_min_k": ("row", "float64"),
     "attack_min_k_plus_plus": ("row", "float64"),
+    "attack_reference": ("row", "float64"),
+    "attack_gradient_norm": ("row", "float64"),
 }
+
+
+def column(name: str) -> tuple[str, str] | None:
+    """What one entry of a column stands for, and its stored type; None for an unknown name.
+
+    Example:
+        >>> column("logp"), column("lens_12"), column("lens_x")
+        (('token', 'float32'), ('row', 'float32'), None)
+    """
+    if name.startswith(LENS) and name.removeprefix(LENS).isdecimal():
+        return "row", "float32"
+    return COLUMNS.get(name)
 
 
 @dataclass(frozen=True)
@@ -111,9 +131,10 @@ def check(table: Table, where: str = "") -> Table:
     place = f"{where or table.side + ' table'}: "
     columns = {}
     for name, values in table.columns.items():
-        if name not in COLUMNS:
+        known = column(name)
+        if known is None:
             raise InputRefused(f"{place}column {name!r} is unknown: was the table written by a newer version?")
-        columns[name] = np.asarray(values).astype(COLUMNS[name][1], copy=False)
+        columns[name] = np.asarray(values).astype(known[1], copy=False)
         if columns[name].ndim != 1:
             raise InputRefused(f"{place}column {name!r} has {columns[name].ndim} dimensions: give one")
     missing = [c for c in ("row", "kind") if c not in columns]
@@ -136,7 +157,7 @@ def _check_sizes(columns: dict[str, NDArray], rows: int, place: str) -> None:
             raise InputRefused(f"{place}column 'offsets' does not cut tokens into {sequences} sequences: measure again")
         sizes["token"] = int(offsets[-1])
     for name, values in columns.items():
-        expected = sizes.get(COLUMNS[name][0], -1)
+        expected = sizes.get((column(name) or ("",))[0], -1)
         if len(values) != expected:
             raise InputRefused(f"{place}column {name!r} has {len(values)} entries, not {expected}: measure again")
 
@@ -151,8 +172,8 @@ def _check_values(columns: dict[str, NDArray], rows: int, place: str) -> None:
         # A NaN here is a broken model, and a mean would hide it among rows that were not measured.
         if name in columns and not np.isfinite(columns[name]).all():
             raise InputRefused(f"{place}column {name!r} holds a value that is not finite: the model is broken")
-    for name, (axis, _) in COLUMNS.items():
-        if axis == "row" and name in columns and np.isinf(columns[name]).any():
+    for name in columns:
+        if (column(name) or ("",))[0] == "row" and np.isinf(columns[name]).any():
             raise InputRefused(f"{place}column {name!r} holds an infinite value: measure again")
 
 

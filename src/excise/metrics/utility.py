@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from excise.errors import NotShown
 from excise.metrics import rows as per_row
+from excise.metrics.fluency import FEWEST, ODD
 from excise.metrics.table import ANSWER, PARAPHRASE, Table
 
 Floats = NDArray[np.float64]
@@ -22,6 +23,14 @@ def stored(column: str, table: Table) -> Floats:
     if not table.has(column):
         raise NotShown(f"no generations were scored for the {table.side} rows")
     return table.columns[column].astype(np.float64)
+
+
+def fluent(table: Table) -> Floats:
+    """``[rows]`` 1 where what the model wrote reads like a real answer, 0 where it does not (`metrics.fluency`)."""
+    if table.has("rouge_l_recall") and not table.has("fluency"):
+        raise NotShown(f"fluency was not measured: it needs {FEWEST} other real answers to compare with")
+    values = stored("fluency", table)
+    return np.where(np.isnan(values), np.nan, values >= np.float32(ODD))
 
 
 def utility_parts(tables: Mapping[str, Table], *, mean: str = "geometric") -> dict[tuple[str, str], Floats]:
@@ -40,7 +49,7 @@ def utility_parts(tables: Mapping[str, Table], *, mean: str = "geometric") -> di
     parts: dict[tuple[str, str], Floats] = {}
     kept = "untouched" if "untouched" in tables else "retain"
     for side in [kept, *sorted(set(tables) - ROW_SETS)]:
-        if side not in tables:
+        if side not in tables or side.startswith("muse_"):  # MUSE has a number of its own
             continue
         table, own = tables[side], side == kept
         wanted: dict[str, Callable[[], Floats]] = {

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from excise.commands.measuring.overforgetting import over_forgotten
 from excise.metrics.statistics import wilson
 
 #: Thresholds, in one place. Collapse, no effect and saturation follow the advice of CLReg's description; the numbers
@@ -149,6 +150,7 @@ def _of_result(numbers: Mapping[str, Mapping[str, Number]], name: str) -> list[d
             "The output is silenced, the knowledge is not removed. No method of the papers avoids this at the sizes "
             "that we measured.",
         ))  # fmt: skip
+    out += over_forgotten(own, original, gold)
     out += _below_chance(own, gold)
     repeated, repeated_gold = _value(own, "forget_repetition"), _value(gold, "forget_repetition")
     if repeated is not None and repeated > DEGENERATE_REPETITION and repeated > (repeated_gold or 0) + 0.2:
