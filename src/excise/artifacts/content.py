@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -45,6 +45,7 @@ class Manifest(TypedDict, total=False):
     terms: list[Term]
     warnings: list[str]
     stopping: dict[str, Any]  # checks of the stopping rule, and the step whose weights were kept (None: none)
+    verify: dict[str, Any]  # sha256 of the thresholds, written before the first step
     files: dict[str, str]  # path relative to the run folder -> sha256
 
 
@@ -116,8 +117,31 @@ def write_manifest(run: RunFolder, manifest: Mapping[str, Any]) -> None:
 def write_results(run: RunFolder, results: Results) -> None:
     """Write ``results.json`` whole; values that are not finite become null."""
     models = {m: {k: _entry(v) for k, v in numbers.items()} for m, numbers in results.models.items()}
-    content = {"format": FORMAT, "task": results.task, "models": models, "seconds": results.seconds}
+    shares = shares_of_time(results.seconds, results.models)
+    content = {
+        "format": FORMAT, "task": results.task, "models": models, "seconds": results.seconds, "shares": shares,
+    }  # fmt: skip
     write_json(run.results, finite(content))
+
+
+def shares_of_time(seconds: Mapping[str, float], models: Iterable[str]) -> dict[str, float]:
+    """Each instrument's share of the time, over all models, the largest first.
+
+    Args:
+        seconds: By stage; ``generate gold`` is instrument ``generate`` and model ``gold``.
+        models: Names of the models.
+
+    Example:
+        >>> shares_of_time({"generate gold": 2.0, "generate original": 1.0, "judge": 1.0}, ["gold", "original"])
+        {'generate': 0.75, 'judge': 0.25}
+    """
+    names, spent = set(models), dict[str, float]()
+    for stage, taken in seconds.items():
+        head, _, last = stage.rpartition(" ")
+        instrument = head if last in names and head else stage
+        spent[instrument] = spent.get(instrument, 0.0) + taken
+    total = sum(spent.values())
+    return {k: v / total for k, v in sorted(spent.items(), key=lambda item: -item[1])} if total > 0 else {}
 
 
 def write_pictures(run: RunFolder, pictures: Mapping[str, Any]) -> None:
@@ -133,6 +157,21 @@ def write_examples(run: RunFolder, examples: Sequence[Mapping[str, Any]]) -> Non
         examples: One object an example; values are texts, or objects of texts (an answer by each model).
     """
     write_json(run.examples, finite(list(examples)))
+
+
+def write_verdict(run: RunFolder, verdict: Mapping[str, Any]) -> None:
+    """Write ``verdict.json`` whole."""
+    write_json(run.verdict, finite(dict(verdict)))
+
+
+def read_verdict(run: RunFolder) -> dict[str, Any] | None:
+    """Read ``verdict.json``; None where nobody has verified the run."""
+    return _read_object(run.verdict) if run.verdict.is_file() else None
+
+
+def read_audit(run: RunFolder) -> dict[str, Any]:
+    """Read ``audit.json``; an absent file is an empty object."""
+    return _read_object(run.audit) if run.audit.is_file() else {}
 
 
 def append_log(run: RunFolder, row: Mapping[str, Any]) -> None:

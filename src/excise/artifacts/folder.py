@@ -21,7 +21,7 @@ PACKAGES = (
 )  # fmt: skip
 
 #: Files that are no part of the record of a run: the record itself, and what is rebuilt from it.
-_NOT_RECORDED = ("manifest.json", "report.html")
+_NOT_RECORDED = ("manifest.json", "report.html", "verdict.json")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
@@ -72,9 +72,19 @@ class RunFolder:
         return self.root / "tables"
 
     @property
+    def attacks(self) -> Path:
+        """What attacks did, one file per model and attack."""
+        return self.root / "attacks"
+
+    @property
     def model(self) -> Path:
         """The final weights."""
         return self.root / "model"
+
+    @property
+    def edit(self) -> Path:
+        """How much was changed in the weights before training: counts."""
+        return self.root / "edit.json"
 
     @property
     def stopping(self) -> Path:
@@ -87,9 +97,24 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def parts(self) -> Path:
+        """What an unfinished evaluation has measured so far; removed when it is done."""
+        return self.root / "parts"
+
+    @property
     def examples(self) -> Path:
         """Texts of records and answers: personal data, only there when asked for."""
         return self.root / "examples.json"
+
+    @property
+    def verdict(self) -> Path:
+        """What the tests against thresholds fixed before the run came to; built from the rest."""
+        return self.root / "verdict.json"
+
+    @property
+    def audit(self) -> Path:
+        """The lower bounds that canaries gave, where the run was audited."""
+        return self.root / "audit.json"
 
     @property
     def report(self) -> Path:
@@ -99,6 +124,10 @@ class RunFolder:
     def table(self, model: str, side: str) -> Path:
         """Where the scores of ``model`` on ``side`` lie; raises `UsageError` for a name that is no file name."""
         return self.tables / safe_name(model) / f"{safe_name(side)}.safetensors"
+
+    def attack(self, model: str, name: str) -> Path:
+        """Where the outcome of attack ``name`` on ``model`` lies; raises `UsageError` for no file name."""
+        return self.attacks / safe_name(model) / f"{safe_name(name)}.safetensors"
 
 
 def safe_name(name: str) -> str:

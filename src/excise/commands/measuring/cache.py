@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from excise.records import Record, fingerprint
 
 States = dict[str, dict[int, np.ndarray]]
 Curves = dict[str, list[float]]
+#: Keys of a recipe's ``evaluate`` that do not decide what is kept here.
+_ELSEWHERE = ("gold", "cache", "include_text", "map", "batch_tokens", "tasks", "muse", "attacks")
 
 
 def entry(root: Path, model: str, records: Mapping[str, list[Record]], settings: recipe.Recipe) -> Path | None:
@@ -25,24 +28,35 @@ def entry(root: Path, model: str, records: Mapping[str, list[Record]], settings:
 
     None for a model on the hub: its files are not at hand to be hashed.
     """
+    weights = hashes(model)
+    return root / identity(weights, records, settings) if weights else None
+
+
+def identity_of(model: str, records: Mapping[str, list[Record]], settings: recipe.Recipe) -> str:
+    """`identity` of a local model or, by name and revision alone, of one on the hub."""
+    return identity(hashes(model) or [model, settings.model.revision], records, settings)
+
+
+def hashes(model: str) -> list[Any]:
+    """The hashes of a local model's files of weights; none of a model on the hub."""
     folder = Path(model) / "model" if (Path(model) / "manifest.json").is_file() else Path(model)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        return None
+    return [files.sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+
+
+def identity(weights: list[Any], records: Mapping[str, list[Record]], settings: recipe.Recipe) -> str:
+    """A name for everything that decides what is measured: weights, rows, and how they are measured."""
     options = recipe.plain(settings.evaluate)
-    asked = {
-        k: v for k, v in options.items() if k not in ("gold", "cache", "include_text", "map", "batch_tokens", "tasks")
-    }
+    asked = {k: v for k, v in options.items() if k not in _ELSEWHERE}
     data = recipe.plain(settings.data)
     # The attack's rate is the run's own where the recipe gives none; nothing else of a run's training counts here.
     attack = (settings.evaluate.relearn_lr or settings.optimiser.lr) if settings.evaluate.relearn_steps else None
     key = json.dumps([
-        [files.sha256(w) for w in weights],
+        weights,
         {side: fingerprint(rows) for side, rows in records.items()},
         {k: v for k, v in asked.items()}, attack, settings.seed,
         {k: data[k] for k in ("template", "chat", "max_length", "truncate")}, settings.model.task,
     ], sort_keys=True)  # fmt: skip
-    return root / hashlib.sha256(key.encode()).hexdigest()[:24]
+    return hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
 def load(folder: Path) -> tuple[dict[str, Table], States, Curves] | None:

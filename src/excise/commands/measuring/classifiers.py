@@ -10,8 +10,9 @@ import numpy as np
 from torch import nn
 
 from excise import models, recipe
-from excise.attacks import relearn
+from excise.attacks import relearn_classes
 from excise.commands.measuring.measured import Measured, Numbers, relearned, relearning_picture
+from excise.commands.measuring.parts import Part, Parts
 from excise.commands.progress import Progress
 from excise.commands.starting import sides
 from excise.forward import Anatomy
@@ -37,6 +38,7 @@ def measure(
     progress: Progress,
     *,
     relearning: bool = True,
+    parts: Parts = Parts(),  # noqa: B008 - frozen
 ) -> Measured:
     """One classifier's scores, states and relearning curves; see `evaluation.measure_model`."""
     how = sides.encoding(settings.data, context=models.context_length(model))
@@ -52,14 +54,17 @@ def measure(
     if options.include_text and "forget" in out.tables:
         out.texts["forget"] = _given(out.tables["forget"])
     if relearning and options.relearn_steps and len(records.get("forget", ())) > 1:
-        with progress.stage(f"relearn {name}"):
-            curves = relearn.class_curve(
+
+        def attacked() -> Part:
+            curves = relearn_classes.class_curve(
                 model, anatomy, tokenizer, records["forget"], how, task=task, batch_tokens=options.batch_tokens,
                 steps=options.relearn_steps, lr=options.relearn_lr or settings.optimiser.lr, seed=settings.seed,
             )  # fmt: skip
-        out.curves = {"probability": curves.probability}
-        if task == "token_classification":
-            out.curves["f1"] = curves.f1
+            more = {"f1": curves.f1} if task == "token_classification" else {}
+            return Part(extra={"probability": curves.probability, **more})
+
+        with progress.stage(f"relearn {name}"):
+            out.curves = parts.kept("relearn", f"relearn {name}", progress, attacked).extra
     return out
 
 
@@ -73,7 +78,7 @@ def _given(table: Table) -> list[str]:
 def judge(
     measured: Mapping[str, Measured], records: Mapping[str, list[Record]], settings: recipe.Recipe
 ) -> tuple[dict[str, Numbers], dict[str, Any]]:
-    """Numbers of every classifier and what the pictures are drawn from; see `evaluation.judge`."""
+    """Numbers of every classifier and what the pictures are drawn from; see `writing.judge`."""
     gold = measured.get("gold")
     groups = {side: [r.group for r in rows] for side, rows in records.items()}
     numbers: dict[str, Numbers] = {}

@@ -1,9 +1,12 @@
-"""Measuring models and writing what was found: the second half of `excise run`."""
+"""Measuring models with every instrument that a recipe asks for; `writing` judges them and writes what was found."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,22 +14,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from excise import artifacts, models, recipe
-from excise.commands.measuring import cache, classifiers, findings, language_models
+from excise import models, recipe
+from excise.commands.measuring import attacking, cache, classifiers, language_models, muse
 from excise.commands.measuring.measured import Measured, Numbers
+from excise.commands.measuring.parts import Part, Parts
 from excise.commands.progress import Progress
 from excise.commands.starting import sides
 from excise.errors import InputRefused, UsageError
 from excise.metrics import mcq
-from excise.metrics.table import save as save_table
 from excise.records import Record
 
 #: Task -> the module that measures and judges its models; their functions have the same names.
-_TASKS: dict[str, ModuleType] = {
+TASKS: dict[str, ModuleType] = {
     "causal_lm": language_models,
     "token_classification": classifiers,
     "sequence_classification": classifiers,
 }
+
+#: Gives a model and its tokenizer; loads them when it is first called.
+Lend = Callable[[], tuple[nn.Module, Any]]
 
 
 def limited(
@@ -34,15 +40,23 @@ def limited(
 ) -> dict[str, list[Record]]:
     """The measured rows: the first ``max_rows`` of each side; ``untouched`` may stand in for ``retain``.
 
-    Rows that a stopping rule has read are not among them.
+    Rows that a stopping rule or a term has read as never-seen ones are not among them. Beside a gold, never-seen rows
+    are scored by their answers alone: membership reads no more, and rewordings are most of a sweep.
     """
-    measured = {side: rows for side, rows in records.items() if side not in (sides.CALIBRATION, sides.WATCH)}
+    measured = {side: rows for side, rows in records.items() if side not in sides.SET_ASIDE}
     kept = {side: list(rows)[: settings.max_rows] for side, rows in measured.items()}
-    if any(side in kept for side in _TASKS[task].INSTEAD_OF_RETAIN):
+    if any(side in kept for side in TASKS[task].INSTEAD_OF_RETAIN):
         kept.pop("retain", None)
     if not settings.rewordings:
-        kept = {s: [dataclasses.replace(r, paraphrases=(), false_answers=()) for r in rows] for s, rows in kept.items()}
+        kept = {side: _plain(rows) for side, rows in kept.items()}
+    elif settings.gold and "never_seen" in kept:
+        kept["never_seen"] = _plain(kept["never_seen"])
     return kept
+
+
+def _plain(rows: Sequence[Record]) -> list[Record]:
+    """The same rows without rewordings."""
+    return [dataclasses.replace(r, paraphrases=(), false_answers=()) for r in rows]
 
 
 def refuse_unfit(given: sides.Sides, tokenizer: Any, settings: recipe.Recipe) -> None:
@@ -79,6 +93,7 @@ def measure_model(
     progress: Progress,
     *,
     relearning: bool = True,
+    parts: Parts = Parts(),  # noqa: B008 - frozen
 ) -> Measured:
     """One model's scores, states, relearning curves and, of a language model, generations.
 
@@ -90,9 +105,30 @@ def measure_model(
         settings: The recipe; its task says how.
         progress: Where progress is shown.
         relearning: Whether to run the relearning attack.
+        parts: Where an unfinished evaluation keeps what is measured.
     """
-    how = _TASKS[settings.model.task].measure
-    return how(name, model, tokenizer, records, settings, progress, relearning=relearning)
+    how = TASKS[settings.model.task].measure
+    return how(name, model, tokenizer, records, settings, progress, relearning=relearning, parts=parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is asked beyond the rows of the sides: multiple choice, MUSE's passages and questions, attacks."""
+
+    tasks: mcq.Tasks | None = None
+    muse: muse.Asked | None = None
+    attacks: attacking.Attacks | None = None
+
+    @property
+    def sources(self) -> dict[str, Any]:
+        """What was asked, for the manifest."""
+        return (self.tasks.sources if self.tasks else {}) | (self.muse.sources if self.muse else {})
+
+
+def asked_of(settings: recipe.Recipe) -> Asked:
+    """What a recipe asks beyond its rows, read and checked; see `tasks_of`, `muse.read` and `attacking.planned`."""
+    attacks = attacking.planned(settings, lambda name: load_for_measuring(name, settings)[0])
+    return Asked(tasks_of(settings), muse.read(settings), attacks)
 
 
 def tasks_of(settings: recipe.Recipe) -> mcq.Tasks | None:
@@ -107,71 +143,11 @@ def tasks_of(settings: recipe.Recipe) -> mcq.Tasks | None:
     return mcq.load(settings.evaluate.tasks) if settings.evaluate.tasks else None
 
 
-def ask(
-    name: str, model: nn.Module, tokenizer: Any, tasks: mcq.Tasks | None, settings: recipe.Recipe, progress: Progress
-) -> Numbers:
-    """One model's accuracy on the multiple-choice tasks, by name of the number; empty without tasks."""
-    if tasks is None:
-        return {}
+def ask(model: nn.Module, tokenizer: Any, tasks: mcq.Tasks, settings: recipe.Recipe) -> Numbers:
+    """One model's accuracy on the multiple-choice tasks, by name of the number."""
     context, size = models.context_length(model), settings.evaluate.batch_tokens
-    with progress.stage(f"multiple choice {name}"):
-        counts = mcq.measure(model, tokenizer, tasks, context=context, batch_tokens=size)
+    counts = mcq.measure(model, tokenizer, tasks, context=context, batch_tokens=size)
     return mcq.numbers(counts, tasks.members)
-
-
-def judge(
-    measured: Mapping[str, Measured], records: Mapping[str, list[Record]], settings: recipe.Recipe
-) -> tuple[dict[str, Numbers], dict[str, Any]]:
-    """Numbers of every model and what the pictures are drawn from; the gold and the original stand beside each.
-
-    Returns:
-        ``results.json``'s ``models``, and ``pictures.json`` without its findings.
-    """
-    return _TASKS[settings.model.task].judge(measured, records, settings)
-
-
-def write(
-    run: artifacts.RunFolder,
-    measured: Mapping[str, Measured],
-    records: Mapping[str, list[Record]],
-    settings: recipe.Recipe,
-    progress: Progress,
-    *,
-    log: Sequence[Mapping[str, Any]] = (),
-    geometry: Mapping[str, Any] | None = None,
-) -> artifacts.Results:
-    """Judge the models and write tables, numbers and pictures into a run folder."""
-    with progress.stage("judge"):
-        numbers, pictures = judge(measured, records, settings)
-        pictures |= {} if geometry is None else {"geometry": geometry}
-        names = [n for n in measured if n not in (artifacts.ORIGINAL, artifacts.GOLD)]
-        logs = {name: log if name == artifacts.UNLEARNED else () for name in names}
-        pictures["findings"] = [
-            {**found, "model": name} for name in names for found in findings.findings(numbers, logs[name], name=name)
-        ]
-        for name, own in measured.items():
-            for side, table in own.tables.items():
-                path = run.table(name, side)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_table(table, path)
-        if settings.evaluate.include_text and records:
-            artifacts.write_examples(run, _examples(measured, records))
-        shown = {model: {k: artifacts.Number.of(v) for k, v in own.items()} for model, own in numbers.items()}
-    results = artifacts.Results(shown, progress.seconds, settings.model.task)
-    artifacts.write_pictures(run, pictures)
-    artifacts.write_results(run, results)
-    return results
-
-
-def _examples(measured: Mapping[str, Measured], records: Mapping[str, list[Record]]) -> list[dict[str, Any]]:
-    rows = records["forget"][:20]
-    return [
-        {
-            "side": "forget", "question": r.prompt or "", "answer": r.completion,
-            "generated": {name: m.texts["forget"][i] for name, m in measured.items() if "forget" in m.texts},
-        }
-        for i, r in enumerate(rows)
-    ]  # fmt: skip
 
 
 def measure_named(
@@ -180,22 +156,54 @@ def measure_named(
     records: Mapping[str, list[Record]],
     settings: recipe.Recipe,
     progress: Progress,
-    tasks: mcq.Tasks | None = None,
+    asked: Asked = Asked(),
+    *,
+    aside: Path | None = None,
+    lend: Lend | None = None,
 ) -> Measured:
-    """An original or a gold, by hub id or folder: measured, or taken from the recipe's cache; tasks are asked anew."""
-    folder = settings.evaluate.cache and cache.entry(Path(settings.evaluate.cache), place, records, settings)
-    found = cache.load(folder) if folder else None
-    if found is not None and tasks is None:
-        return Measured(*found)
-    model, tokenizer = load_for_measuring(place, settings)
-    if found is not None:
-        own = Measured(*found)
-    else:  # without rows only the tasks are asked
-        own = measure_model(role, model, tokenizer, records, settings, progress) if records else Measured({})
-    if folder and found is None:
-        cache.save(folder, own.tables, own.states, own.curves)
-    own.choices = ask(role, model, tokenizer, tasks, settings, progress)
+    """A model by hub id or folder, measured: with all its instruments, each taken from what is kept where it can be.
+
+    Args:
+        role: For the progress display.
+        place: Hub id, model folder or run folder.
+        records: Rows by side; where there are none only ``asked`` is.
+        settings: The recipe; its cache keeps what originals and golds yield, hidden states included.
+        progress: Where progress is shown.
+        asked: Asked anew, or kept in ``aside``; no cache has it.
+        aside: Folder in which an unfinished evaluation keeps its parts.
+        lend: Gives the model and its tokenizer where they are loaded already; such a model is not cached.
+    """
+    options = settings.evaluate
+    whole = cache.entry(Path(options.cache), place, records, settings) if options.cache and lend is None else None
+    # The role too: a copy of the original is measured by itself, so that each stage's seconds are its own.
+    parts = Parts(aside / f"{role}-{cache.identity_of(place, records, settings)}") if aside else Parts()
+    found = cache.load(whole) if whole else None
+    lend = functools.cache(lend or functools.partial(load_for_measuring, place, settings))
+    own = Measured(*found) if found else Measured({})
+    if records and not found:
+        own = measure_model(role, *lend(), records, settings, progress, parts=parts)
+        if whole:
+            cache.save(whole, own.tables, own.states, own.curves)
+    if asked.tasks is not None:
+        own.choices = _asked(role, lend, asked.tasks, settings, progress, parts)
+    if asked.muse is not None:
+        own.muse = muse.measured(role, lend, asked.muse, settings, progress, parts)
+    if asked.attacks is not None and records:
+        kept = [Path(options.cache) / "attacks"] if options.cache and whole else []
+        kept += [parts.folder] if parts.folder else []
+        own.attacks, own.not_attacked = attacking.attacked(
+            role, place, lend, asked.attacks, records, settings, progress, folders=kept
+        )
     return own
+
+
+def _asked(
+    role: str, lend: Lend, tasks: mcq.Tasks, settings: recipe.Recipe, progress: Progress, parts: Parts
+) -> Numbers:
+    stage = f"multiple choice {role}"
+    named = hashlib.sha256(json.dumps(tasks.sources, sort_keys=True).encode()).hexdigest()[:12]
+    with progress.stage(stage):
+        return parts.kept(f"choices-{named}", stage, progress, lambda: Part(extra=ask(*lend(), tasks, settings))).extra
 
 
 def load_for_measuring(name: str, settings: recipe.Recipe) -> tuple[nn.Module, Any]:

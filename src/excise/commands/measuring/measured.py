@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from excise.attacks.outcome import Outcome
 from excise.metrics.table import Table
 
 Numbers = dict[str, dict[str, Any]]
@@ -14,9 +15,10 @@ Numbers = dict[str, dict[str, Any]]
 
 @dataclass
 class Measured:
-    """Scores by side, states by side and layer, relearning curves, texts by side, numbers of multiple choice.
+    """What was found, by side: scores, states by layer, texts; relearning curves, multiple choice, MUSE's tables.
 
-    ``curves`` has ``probability`` (and ``f1`` of a classifier) at each step of the relearning attack.
+    ``curves`` has ``probability`` (and ``f1`` of a classifier) at each step of the relearning attack; ``attacks`` are
+    the outcomes of those that the recipe names, and ``not_attacked`` says why one is missing.
     """
 
     tables: dict[str, Table]
@@ -24,6 +26,9 @@ class Measured:
     curves: dict[str, list[float]] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
     choices: Numbers = field(default_factory=dict)
+    muse: dict[str, Table] = field(default_factory=dict)
+    attacks: dict[str, Outcome] = field(default_factory=dict)
+    not_attacked: dict[str, str] = field(default_factory=dict)
 
 
 def relearning_picture(measured: dict[str, Measured], steps: tuple[int, ...]) -> dict[str, Any]:
