@@ -6,8 +6,9 @@ frozen head is applied to them again: exact, and D numbers a token instead of V.
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -30,7 +31,7 @@ from excise.forward import (
     token_logp,
 )
 
-#: Bytes above which a stored tensor lives in a memory-mapped temporary file.
+#: Bytes above which a stored tensor lives in a memory-mapped temporary file that has no name.
 IN_MEMORY = 512 * 2**20
 
 
@@ -110,10 +111,11 @@ def store(
     collate: Callable[[str, Sequence[int]], Batch],
     *,
     autocast: Callable[[], AbstractContextManager],
+    only: Mapping[str, Sequence[int]] | None = None,
     batch_rows: int = 16,
     device: torch.device | str = "cpu",
 ) -> Reference:
-    """Compute what ``needs`` reads of the reference, in one pass per side over all of its rows.
+    """Compute what ``needs`` reads of the reference, in one pass per side over the rows that a run will read.
 
     Args:
         model: The model before the run, in evaluation mode afterwards as before.
@@ -121,6 +123,7 @@ def store(
         needs: Products with ``model=REFERENCE``.
         rows: Rows of each side.
         collate: Makes the batch of some rows of a side.
+        only: The rows of each side that will be looked up; None, or a side that is not named: all.
         autocast: The precision of the run, so that reference and policy agree at the first step.
         batch_rows: Rows in a batch.
         device: Where the model is.
@@ -136,9 +139,9 @@ def store(
     parts: dict[Product, list[list[Tensor]]] = {p: [] for p in keys}
     for side in dict.fromkeys(base_side(p.side) for p in keys):
         assert side is not None
-        own = [p for p in keys if p.side == side]
-        for start in range(0, rows[side], batch_rows):
-            batch = collate(side, range(start, min(start + batch_rows, rows[side]))).to(device)
+        own, chosen = [p for p in keys if p.side == side], (only or {}).get(side, range(rows[side]))
+        for start in range(0, len(chosen), batch_rows):
+            batch = collate(side, chosen[start : start + batch_rows]).to(device)
             with autocast():
                 policy = {p: Product(p.what, p.side, "policy", p.layer, p.detail) for p in own}
                 made = Step(model, anatomy, {side: batch}).run(list(policy.values()))
@@ -147,7 +150,10 @@ def store(
     model.train(training)
     reference = Reference({}, None)
     for p, batches in parts.items():
-        reference.stored[p] = _ragged([row for rows_ in batches for row in rows_], reference._files)
+        side, found = str(p.side), [row for rows_ in batches for row in rows_]
+        if only is not None and side in only:
+            found = _in_place(found, only[side], rows[side])
+        reference.stored[p] = _ragged(found, reference._files)
     if any(p.what == "logits" for p in keys):
         reference.head, reference.vocabulary = _frozen_head(anatomy), anatomy.vocabulary
     return reference
@@ -165,14 +171,25 @@ def _split(p: Product, value: Tensor | Logits, batch: Batch) -> list[Tensor]:
     return [value[i, attended[i]].cpu() for i in range(len(value))]
 
 
+def _in_place(found: list[Tensor], chosen: Sequence[int], rows: int) -> list[Tensor]:
+    """A row for every number, empty where it was left out."""
+    out = [found[0][:0]] * rows
+    for number, row in zip(chosen, found, strict=True):
+        out[number] = row
+    return out
+
+
 def _ragged(rows: list[Tensor], files: list) -> _Ragged:
     offsets = torch.tensor([0, *[len(r) for r in rows]]).cumsum(0)
     shape = (int(offsets[-1]), *rows[0].shape[1:])
     if np.prod(shape, dtype=np.int64) * rows[0].element_size() <= IN_MEMORY:
         return _Ragged(torch.cat(rows), offsets)
-    file = tempfile.NamedTemporaryFile(prefix="excise-reference-")  # noqa: SIM115 - lives as long as the store
+    file = tempfile.NamedTemporaryFile(prefix="excise-reference-", delete=False)  # noqa: SIM115 - lives as the store does
     files.append(file)
-    values = torch.from_file(file.name, shared=True, size=int(np.prod(shape)), dtype=rows[0].dtype).view(shape)
+    try:
+        values = torch.from_file(file.name, shared=True, size=int(np.prod(shape)), dtype=rows[0].dtype).view(shape)
+    finally:
+        os.unlink(file.name)  # what is mapped stays; under a name states would outlive a process that is killed
     for row, start in zip(rows, offsets.tolist(), strict=False):
         values[start : start + len(row)] = row
     return _Ragged(values, offsets)

@@ -16,6 +16,8 @@ from excise.errors import UsageError
 ALIGNED = ("forget_alternative", "forget_paraphrase")
 #: Retain rows that only serve as contrast, by a name of their own: their numbers are those of ``retain``.
 CONTRAST = "contrast"
+#: Rows that no model was trained on: what forget rows are to become like.
+NEVER_SEEN = "never_seen"
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class Plan:
     """The whole run's batches.
 
     A batch is what all ranks together see, so results do not change with their number. Forget rows are visited in a
-    new order in each epoch, none twice and none left out, in batches of even size; retain rows and any further side
-    (general knowledge, for instance) are streams of epochs. In ``mixed`` batches epochs are those of both together.
+    new order in each epoch, none twice and none left out, in batches of even size; retain rows, never-seen ones and any
+    further side (general knowledge, for instance) are streams of epochs. In ``mixed`` batches epochs are those of both
+    together.
 
     Attributes:
         rows: Rows of each side that the objective reads; ``forget`` may be absent, and its aligned sides there.
@@ -100,7 +103,7 @@ class Plan:
     def _batch(self, side: str) -> int:
         how = self.settings
         sizes = {"forget": how.forget_batch, "forget+retain": how.forget_batch + how.retain_batch}
-        return {**sizes, CONTRAST: how.contrast_batch}.get(side, how.retain_batch)
+        return {**sizes, CONTRAST: how.contrast_batch, NEVER_SEEN: how.never_seen_batch}.get(side) or how.retain_batch
 
     @property
     def micro_per_epoch(self) -> int:
@@ -144,6 +147,22 @@ class Plan:
             elif forgets:
                 rows[side] = self._further(side, step, part)
         return {side: _share(rows[side], rank, world) for side in rows if rows[side]}
+
+    def visited(self) -> dict[str, list[int]]:
+        """The rows of each side that the run reads at all: few steps read a part of a large side.
+
+        Example:
+            >>> plan = Plan({"forget": 2, "retain": 9}, recipe.Schedule(steps=2, forget_batch=1, retain_batch=3))
+            >>> len(plan.visited()["retain"])
+            6
+        """
+        seen: dict[str, set[int]] = {side: set() for side in self.rows}
+        for micro in range(self.micro_steps):
+            for side, draw in self.draw(micro).items():
+                seen[side].update(draw.indices)
+            if all(len(seen[side]) == count for side, count in self.rows.items()):
+                break
+        return {side: sorted(rows) for side, rows in seen.items()}
 
     def _anchored(self, side: str, micro: int) -> list[int]:
         epoch, part = divmod(micro, self.micro_per_epoch)

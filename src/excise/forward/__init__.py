@@ -10,6 +10,7 @@ from excise.forward.batch import Batch, masked_mean
 from excise.forward.compute import Step, lora_factors
 from excise.forward.head import Logits, chunked, label_logp, logp_of
 from excise.forward.products import (
+    AMONG,
     PER_TOKEN,
     POLICY,
     REFERENCE,
@@ -17,6 +18,7 @@ from excise.forward.products import (
     Product,
     Side,
     View,
+    among,
     at_labels,
     base_side,
     column,
@@ -29,6 +31,7 @@ from excise.forward.products import (
     mask,
     passes,
     pooled,
+    population,
     row_numbers,
     seq_logp,
     token_index,
@@ -38,6 +41,7 @@ from excise.forward.products import (
 from excise.forward.running import PassResult, rows_seen, run_pass
 
 __all__ = [
+    "AMONG",
     "PER_TOKEN",
     "POLICY",
     "REFERENCE",
@@ -50,6 +54,7 @@ __all__ = [
     "Side",
     "Step",
     "View",
+    "among",
     "at_labels",
     "base_side",
     "chunked",
@@ -67,6 +72,7 @@ __all__ = [
     "masked_mean",
     "passes",
     "pooled",
+    "population",
     "row_numbers",
     "rows_seen",
     "run_pass",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from excise.forward.anatomy import Anatomy
 from excise.forward.batch import Batch
 from excise.forward.head import Logits, logp_of
-from excise.forward.products import FROM_BATCH, POLICY, Product, View, base_side, passes
+from excise.forward.products import AMONG, FROM_BATCH, POLICY, Product, View, base_side, passes
 from excise.forward.running import PassResult, run_pass
 
 
@@ -59,6 +60,8 @@ class Step:
             return self.constants[str(p.detail)]
         if p.what == "lora":
             return lora_factors(self.model, str(p.detail))
+        if p.detail == AMONG:
+            return self._make(replace(p, detail=None)).detach()
         side = base_side(p.side)
         assert side is not None
         batch = self.batches[side]

@@ -7,10 +7,12 @@ state that the head reads. Negative numbers count from the end (``-1`` is ``L``)
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 POLICY = "policy"
 REFERENCE = "reference"
+#: Detail of a product that is read as a backdrop, without gradient.
+AMONG = "among"
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,29 @@ def column(side: Side, name: str) -> Product:
 def constant(name: str) -> Product:
     """A tensor that is fixed for the run: RMU's direction, a basis."""
     return Product("constant", detail=name)
+
+
+def population(kind: str, side: str, *, layer: int | None = None, every: int = 0) -> Product:
+    """``{name: tensor}``: what all rows of a side are like together, by the model as it is when training begins.
+
+    ``kind`` is ``"likelihood"`` or ``"states"`` (of a layer), see `excise.population`. With ``every`` it is taken again
+    after so many steps. It costs no pass in a step.
+
+    Example:
+        >>> population("likelihood", "never_seen", every=6).detail
+        'population/never_seen/likelihood//6'
+    """
+    return Product(
+        "constant", None, layer=layer, detail=f"population/{side}/{kind}/{'' if layer is None else layer}/{every}"
+    )
+
+
+def among(product: Product) -> Product:
+    """The same tensor without gradient, for a term that reads where a value stands among those of all rows.
+
+    A product of its own, so that it can be gathered from all ranks while each rank's own values are not.
+    """
+    return replace(product, detail=AMONG)
 
 
 def lora(which: str) -> Product:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 
 from excise.objectives.forget import altpo, dpo, ga, idk_nll, npo, satimp, simnpo, wga
 from excise.objectives.forget_class import bad_teacher, relabel
+from excise.objectives.forget_quantile import quantile
 from excise.objectives.forget_wide import ceu, ihl, pdu, rmu, rmu_direction, undial
 from excise.objectives.regularise import clreg
 from excise.objectives.regularise_class import deepcut, deepcut_cautions
 from excise.objectives.regularise_lora import rol
-from excise.objectives.retain import kl, nll, primal_dual, rmu_retain
+from excise.objectives.regularise_match import latent_match
+from excise.objectives.retain import anchor, kl, nll, primal_dual, rmu_retain
 from excise.objectives.term import Dual, Ramp, Term, Weight
 
 Factory = Callable[..., Term | tuple[Term, ...]]
@@ -52,6 +54,7 @@ FORGET: Mapping[str, Factory] = {
     "rmu": rmu,
     "relabel": relabel,
     "bad_teacher": bad_teacher,
+    "quantile": quantile,
 }
 
 RETAIN: Mapping[str, Factory] = {
@@ -59,10 +62,12 @@ RETAIN: Mapping[str, Factory] = {
     "kl": kl,
     "rmu_retain": rmu_retain,
     "primal_dual": primal_dual,
+    "anchor": anchor,
 }
 
 REGULARISE: Mapping[str, Factory] = {
     "clreg": clreg,
+    "latent_match": latent_match,
     "deepcut": deepcut,
     "rol": rol,
 }

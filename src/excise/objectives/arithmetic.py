@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,42 @@ def at_least_zero(term: str, option: str, value: float) -> None:
     """
     if not (_is_number(value) and value >= 0):
         raise UsageError(f"{term}: option '{option}' is {value!r}: give a finite number of at least 0")
+
+
+def whole_steps(term: str, option: str, value: int) -> int:
+    """Refuse an option that must be a whole number of steps, 0 for none.
+
+    Raises:
+        UsageError: ``value`` is none.
+
+    Example:
+        >>> whole_steps("quantile", "refresh", 6)
+        6
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UsageError(f"{term}: option '{option}' is {value!r}: give a whole number of steps, or 0 for never")
+    return value
+
+
+def layer_numbers(term: str, layers: str | int | Sequence[int]) -> tuple[int, ...]:
+    """The layers that an option names: the ``"last"`` one, the last ``k``, or those listed (ours).
+
+    Raises:
+        UsageError: No layer, one twice, or the embeddings, which no block computes.
+
+    Example:
+        >>> layer_numbers("clreg", "last"), layer_numbers("clreg", 2), layer_numbers("clreg", [1, 3])
+        ((-1,), (-1, -2), (1, 3))
+    """
+    if isinstance(layers, str):
+        one_of(term, "layers", layers, ("last", "a number k for the last k", "a list of layers"))
+        return (-1,)
+    chosen = tuple(-1 - i for i in range(layers)) if isinstance(layers, int) else tuple(int(j) for j in layers)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UsageError(f"{term}: option 'layers' names no layer, or one twice: use 'last', a number or a list")
+    if 0 in chosen:
+        raise UsageError(f"{term}: option 'layers' has 0, the embeddings, which no block computes: use 1 or more")
+    return chosen
 
 
 def one_of(term: str, option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -8,7 +8,6 @@ choice and says so. Lower entanglement is no aim in itself: it belongs beside th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from excise.errors import UsageError
 from excise.forward import Product, View, pooled
-from excise.objectives.arithmetic import above_zero, one_of, unit_rows, upcast
-from excise.objectives.term import Dual, Ramp, Term, Weight
+from excise.objectives.arithmetic import above_zero, layer_numbers, one_of, unit_rows, upcast
+from excise.objectives.term import Term, Weight, divided
 
 #: A pair counts as saturated when its gradient factor 2 sigmoid(-delta / tau) is below this share of its maximum 2.
 SATURATED = 0.01
@@ -71,11 +70,14 @@ def contrast_rows(
     return values * (2 * temperature) if scale_infonce else values
 
 
-def _cosines(anchor: Tensor, views: Sequence[Tensor], negative: Tensor) -> tuple[Tensor, Tensor]:
-    """``[B, P]`` anchor to its views, ``[B, R]`` anchor to the negatives."""
+def _cosines(
+    anchor: Tensor, views: Sequence[Tensor], negative: Tensor, others: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``[B, P]`` anchor to its views and then to each of the ``others``, ``[B, R]`` anchor to the negatives."""
     own = unit_rows(anchor)
-    to_views = torch.stack([(own * unit_rows(view)).sum(-1) for view in views], dim=1)
-    return to_views, own @ unit_rows(negative).T
+    to_views = [(own * unit_rows(view)).sum(-1, keepdim=True) for view in views]
+    to_others = [] if others is None else [own @ unit_rows(others).T]
+    return torch.cat([*to_views, *to_others], dim=1), own @ unit_rows(negative).T
 
 
 def _views_of(position: int, views: Sequence[Tensor], layers: int) -> list[Tensor]:
@@ -87,6 +89,7 @@ def clreg_rows(
     anchor: tuple[Tensor, ...],
     positive: tuple[Tensor, ...],
     negative: tuple[Tensor, ...],
+    never_seen: tuple[Tensor, ...] = (),
     *,
     loss: str,
     temperature: float,
@@ -101,14 +104,15 @@ def clreg_rows(
         anchor: Per layer ``[B, D]`` pooled states of the anchors.
         positive: Per view and layer (all layers of a view together) ``[B, D]``, row by row views of the anchors.
         negative: Per layer ``[R, D]`` pooled states of the other side, gathered from all ranks.
+        never_seen: Per layer ``[M, D]`` pooled states of never-seen rows, each a positive of every anchor, or none.
         loss: ``"dpo"`` or ``"infonce"``.
         temperature: ``tau``, above 0.
         reduce: ``"all"``, ``"mean_sim"`` or ``"hardest"``.
         scale_infonce: Multiply InfoNCE by ``2 tau``.
-        detach_positive: No gradient into the views.
+        detach_positive: No gradient into the positives.
         detach_negative: No gradient into the negatives.
 
-    Source: Tang & Khanna 2026, arXiv 2601.22028; the mean over layers for "Last-k" is ours.
+    Source: Tang & Khanna 2026, arXiv 2601.22028; never-seen positives and the mean over layers for "Last-k" are ours.
 
     Example:
         >>> a, n = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
@@ -119,10 +123,10 @@ def clreg_rows(
     """
     per_layer = []
     for position, (own, other) in enumerate(zip(anchor, negative, strict=True)):
-        at_layer = _views_of(position, positive, len(anchor))
+        at_layer, others = _views_of(position, positive, len(anchor)), never_seen[position] if never_seen else None
         if detach_positive:
-            at_layer = [view.detach() for view in at_layer]
-        s_pos, s_neg = _cosines(own, at_layer, other.detach() if detach_negative else other)
+            at_layer, others = [view.detach() for view in at_layer], None if others is None else others.detach()
+        s_pos, s_neg = _cosines(own, at_layer, other.detach() if detach_negative else other, others)
         per_layer.append(
             contrast_rows(s_pos, s_neg, loss=loss, temperature=temperature, reduce=reduce, scale_infonce=scale_infonce)
         )
@@ -137,7 +141,12 @@ def _mean_pairwise(vectors: Tensor) -> Tensor:
 
 
 def clreg_monitor(
-    anchor: tuple[Tensor, ...], positive: tuple[Tensor, ...], negative: tuple[Tensor, ...], *, temperature: float
+    anchor: tuple[Tensor, ...],
+    positive: tuple[Tensor, ...],
+    negative: tuple[Tensor, ...],
+    never_seen: tuple[Tensor, ...] = (),
+    *,
+    temperature: float,
 ) -> dict[str, Tensor]:
     """What to watch while CLReg trains: scalars, means over the layers.
 
@@ -145,6 +154,7 @@ def clreg_monitor(
         anchor: As in `clreg_rows`.
         positive: As in `clreg_rows`.
         negative: As in `clreg_rows`.
+        never_seen: As in `clreg_rows`.
         temperature: ``tau``.
 
     Returns:
@@ -164,7 +174,8 @@ def clreg_monitor(
     found: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for position, (own, other) in enumerate(zip(anchor, negative, strict=True)):
-            s_pos, s_neg = _cosines(own, _views_of(position, positive, len(anchor)), other)
+            others = never_seen[position] if never_seen else None
+            s_pos, s_neg = _cosines(own, _views_of(position, positive, len(anchor)), other, others)
             factor = torch.sigmoid((s_neg[:, None, :] - s_pos[:, :, None]) / temperature)
             found.setdefault("positive_cosine", []).append(s_pos.mean())
             found.setdefault("negative_cosine", []).append(s_neg.mean())
@@ -178,19 +189,6 @@ def clreg_monitor(
 # --- wiring -------------------------------------------------------------------------------------------------------
 
 
-def _layer_list(layers: str | int | Sequence[int]) -> tuple[int, ...]:
-    """Contrast layers: the last one, the last ``k``, or those listed."""
-    if isinstance(layers, str):
-        one_of("clreg", "layers", layers, ("last", "a number k for the last k", "a list of layers"))
-        return (-1,)
-    chosen = tuple(-1 - i for i in range(layers)) if isinstance(layers, int) else tuple(int(j) for j in layers)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise UsageError("clreg: option 'layers' names no layer, or one twice: use 'last', a number or a list")
-    if 0 in chosen:
-        raise UsageError("clreg: option 'layers' has 0, the embeddings, which no block computes: use 1 or more")
-    return chosen
-
-
 def _first_block(layers: tuple[int, ...]) -> int:
     """The block that computes the lowest contrast layer: layer ``-k`` is the output of block ``-k``."""
     if min(layers) < 0 < max(layers):
@@ -199,18 +197,10 @@ def _first_block(layers: tuple[int, ...]) -> int:
     return lowest if lowest < 0 else lowest - 1
 
 
-def _halved(weight: Weight) -> Weight:
-    if isinstance(weight, Ramp):
-        return replace(weight, start=weight.start / 2, end=weight.end / 2)
-    if isinstance(weight, Dual):
-        raise UsageError("clreg: the symmetric form shares its weight between two terms: give a number or a Ramp")
-    return weight / 2
-
-
 def clreg(
     loss: Literal["dpo", "infonce"] = "dpo",
     temperature: float = 0.5,
-    views: Literal["dropout", "paraphrase", "both"] = "dropout",
+    views: Literal["dropout", "paraphrase", "both", "never_seen"] = "dropout",
     dropout: float = 0.1,
     layers: str | int | Sequence[int] = "last",
     pooling: Literal["attended", "answer", "last"] = "attended",
@@ -233,7 +223,8 @@ def clreg(
         loss: ``"dpo"`` (the paper's) or ``"infonce"`` (its variant).
         temperature: ``tau``, above 0.
         views: Where positives come from: ``"dropout"`` (the blocks from the lowest contrast layer's run again on
-            dropout of their input), ``"paraphrase"`` (side ``forget_paraphrase``), ``"both"``.
+            dropout of their input), ``"paraphrase"`` (side ``forget_paraphrase``), ``"both"``; or ``"never_seen"``:
+            the never-seen rows of the batch, so that forgotten rows are drawn to where strangers lie (ours).
         dropout: Rate of the dropout view, from 0 to below 1; above 0.2 is not advised by the paper.
         layers: ``"last"``; ``k`` for the last k; or a list of layer numbers.
         pooling: Positions whose mean is the representation.
@@ -241,7 +232,7 @@ def clreg(
         symmetric: Add the swapped form, retain rows as anchors with their own dropout view and forget rows as
             negatives; two terms of half the weight. ``detach_*`` then go by role, not by side.
         scale_infonce: Multiply InfoNCE by ``2 tau``, so that the weight means the same for both losses.
-        detach_positive: No gradient into the views.
+        detach_positive: No gradient into the positives.
         detach_negative: No gradient into the negatives.
         from_layer: First block of the dropout view if not the lowest contrast layer's; 0 is SimCSE's whole pass.
         weight: Weight of the term.
@@ -258,13 +249,13 @@ def clreg(
         (True, ['anchor', 'negative', 'positive'])
     """
     one_of("clreg", "loss", loss, ("dpo", "infonce"))
-    one_of("clreg", "views", views, ("dropout", "paraphrase", "both"))
+    one_of("clreg", "views", views, ("dropout", "paraphrase", "both", "never_seen"))
     one_of("clreg", "pooling", pooling, ("attended", "answer", "last"))
     one_of("clreg", "reduce", reduce, ("all", "mean_sim", "hardest"))
     above_zero("clreg", "temperature", temperature)
     if not 0 <= dropout < 1:
         raise UsageError(f"clreg: option 'dropout' is {dropout}: give a number from 0 to below 1")
-    numbers = _layer_list(layers)
+    numbers = layer_numbers("clreg", layers)
     block = _first_block(numbers) if from_layer is None else from_layer
 
     def pooled_at(side: str | View) -> tuple[Product, ...]:
@@ -284,6 +275,7 @@ def clreg(
             "anchor": pooled_at(anchor),
             "positive": tuple(product for side in positives for product in pooled_at(side)),
             "negative": pooled_at(negative),
+            **({} if positives else {"never_seen": pooled_at("never_seen")}),
         }
         return Term(
             name,
@@ -292,16 +284,16 @@ def clreg(
             over=anchor,
             weight=share,
             batch_coupled=True,
-            gathered=frozenset({"negative"}),
+            gathered=frozenset({"negative"} if positives else {"negative", "never_seen"}),
             monitor=partial(clreg_monitor, temperature=temperature),
         )
 
     positives: list[str | View] = []
-    if views != "paraphrase":
+    if views in ("dropout", "both"):
         positives.append(View("forget", from_layer=block, dropout=dropout))
-    if views != "dropout":
+    if views in ("paraphrase", "both"):
         positives.append("forget_paraphrase")
-    share = _halved(weight) if symmetric else weight
+    share = divided("clreg", weight, 2) if symmetric else weight
     forward = term("clreg", "forget", positives, "retain", share)
     if not symmetric:
         return forward

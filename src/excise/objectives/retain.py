@@ -6,13 +6,17 @@ that a second set (general knowledge, for instance) can be held by a second term
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from excise.errors import UsageError
 from excise.forward import REFERENCE, hidden, logits, mask, token_logp
-from excise.objectives.arithmetic import at_least_zero, row_means, upcast
+from excise.objectives.arithmetic import at_least_zero, layer_numbers, row_means, upcast
 from excise.objectives.forget import nll_tokens
 from excise.objectives.term import Dual, Term, Weight
+from excise.objectives.value import Wiring
 
 
 def nll(side: str = "retain", weight: Weight = 1.0) -> Term:
@@ -128,3 +132,68 @@ def primal_dual(
             at_least_zero("primal_dual", option, value)
         weight = Dual(start=float(weight), epsilon=epsilon, eta=eta, warmup=warmup)
     return Term("primal_dual", nll_tokens, {"logp": token_logp(side)}, over=side, per="token", weight=weight)
+
+
+def anchor_rows(states: tuple[Tensor, ...], ref_states: tuple[Tensor, ...], where: Tensor) -> Tensor:
+    """How far states have moved, relative to their length, ``[B]``: mean over layers and a row's tokens.
+
+    ``||h - h0||^2 / ||h0||^2`` at each position, so that the few positions whose states are very long (the first token
+    of many models) count no more than others.
+
+    Args:
+        states: Per layer ``[B, T, D]``.
+        ref_states: The same of the model before unlearning; receives no gradient.
+        where: ``[B, T]`` bool, the positions that are held; others are not read.
+
+    Source: ours.
+
+    Example:
+        >>> one = torch.ones(1, 2, 4)
+        >>> anchor_rows((1.5 * one,), (one,), torch.tensor([[True, True]])).tolist()
+        [0.25]
+    """
+    per_layer = []
+    for own, before in zip(states, ref_states, strict=True):
+        start = upcast(before[where]).detach()
+        moved = (upcast(own[where]) - start).square().sum(-1)
+        per_layer.append(row_means(moved / start.square().sum(-1).clamp_min(1e-12), where))
+    return torch.stack(per_layer).mean(0)
+
+
+def anchor(
+    sides: Sequence[str] = ("retain", "never_seen"),
+    layers: str | int | Sequence[int] = 2,
+    weight: Weight = 1.0,
+) -> tuple[Term, ...]:
+    """Hold the hidden states of retained and never-seen rows where they were before unlearning.
+
+    The states of all tokens are computed once and kept, above 512 MB in a file.
+
+    Args:
+        sides: Whose rows are held, each by a term of this weight.
+        layers: ``"last"``; ``k`` for the last k; or a list of layer numbers.
+        weight: Weight of each of the terms.
+
+    Raises:
+        UsageError: No side, one twice, or layers that are none.
+
+    Source: ours; holding states at one layer: Li et al. 2024 (RMU), arXiv 2403.03218.
+
+    Example:
+        >>> [term.name for term in anchor()]
+        ['anchor', 'anchor_never_seen']
+    """
+    named = (sides,) if isinstance(sides, str) else tuple(sides)
+    if not named or len(set(named)) < len(named):
+        raise UsageError("anchor: option 'sides' names no side, or one twice: use [retain, never_seen]")
+    numbers = layer_numbers("anchor", layers)
+
+    def held(side: str) -> Term:
+        inputs: Wiring = {
+            "states": tuple(hidden(side, number) for number in numbers),
+            "ref_states": tuple(hidden(side, number, REFERENCE) for number in numbers),
+            "where": mask(side, "attended"),
+        }
+        return Term("anchor" if side == "retain" else f"anchor_{side}", anchor_rows, inputs, over=side, weight=weight)
+
+    return tuple(held(side) for side in named)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
+from excise.errors import UsageError
 from excise.forward import Product
 
 
@@ -56,6 +57,23 @@ class Dual:
 
 
 Weight = float | Ramp | Dual
+
+
+def divided(term: str, weight: Weight, parts: int) -> float | Ramp:
+    """The weight of each of several terms that an option makes; a multiplier found for one of them fits no other.
+
+    Raises:
+        UsageError: The weight is dual.
+
+    Example:
+        >>> divided("clreg", Ramp(0.0, 1.0), 2)
+        Ramp(start=0.0, end=0.5, until=1.0)
+    """
+    if isinstance(weight, Dual):
+        raise UsageError(f"{term}: several terms share this weight: give a number or a Ramp")
+    if isinstance(weight, Ramp):
+        return replace(weight, start=weight.start / parts, end=weight.end / parts)
+    return weight / parts
 
 
 @dataclass(frozen=True)
