@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from excise import recipe
+from excise.shaped import Shape, Shaped
 
 
 class Pair(torch.optim.Optimizer):
@@ -42,15 +43,25 @@ class Pair(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def optimizer(model: nn.Module, settings: recipe.Optimiser) -> torch.optim.Optimizer:
+def optimizer(
+    model: nn.Module, settings: recipe.Optimiser, shapes: Mapping[str, Shape] | None = None
+) -> torch.optim.Optimizer:
     """The optimizer of a run over the parameters that require a gradient.
 
-    Weight decay touches matrices only. Muon (Jordan et al. 2024) takes the hidden matrices; embeddings, head and
-    vectors go to AdamW at ``adamw_lr`` (default: the same rate).
+    Weight decay touches matrices only, and with ``shapes`` (parameter's name -> shape of its update) only those that
+    have one, which it pulls back to their start. Muon (Jordan et al. 2024) takes the hidden matrices; embeddings, head
+    and vectors go to AdamW at ``adamw_lr`` (default: the same rate).
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if shapes:
+        ours = [(p, shapes[name]) for name, p in named if name in shapes]
+        rest = [p for name, p in named if name not in shapes]
+        return Shaped(
+            [p for p, _ in ours], [s for _, s in ours], rest,
+            lr=settings.lr, betas=_betas(settings), weight_decay=settings.weight_decay,
+        )  # fmt: skip
     if settings.name == "adamw":
-        return _adamw([p for _, p in named], settings.lr, settings.weight_decay)
+        return _adamw([p for _, p in named], settings.lr, settings)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is not None:
@@ -61,16 +72,28 @@ def optimizer(model: nn.Module, settings: recipe.Optimiser) -> torch.optim.Optim
     if matrices:
         parts.append(torch.optim.Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay))
     if rest:
-        parts.append(_adamw(rest, settings.adamw_lr or settings.lr, settings.weight_decay))
+        parts.append(_adamw(rest, settings.adamw_lr or settings.lr, settings))
     return Pair(*parts)
 
 
-def _adamw(parameters: list[nn.Parameter], lr: float, decay: float) -> torch.optim.AdamW:
+def shape(made: torch.optim.Optimizer) -> None:
+    """Turn gradients of shaped weights into those of what is moved, before they are clipped; nothing for others."""
+    inner = getattr(made, "optimizer", made)  # accelerate wraps it
+    if isinstance(inner, Shaped):
+        inner.shape()
+
+
+def _betas(settings: recipe.Optimiser) -> tuple[float, float]:
+    first, second = settings.betas
+    return first, second
+
+
+def _adamw(parameters: list[nn.Parameter], lr: float, settings: recipe.Optimiser) -> torch.optim.AdamW:
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=_betas(settings), fused=True)
 
 
 def rate(step: int, steps: int, settings: recipe.Optimiser) -> float:
@@ -80,11 +103,13 @@ def rate(step: int, steps: int, settings: recipe.Optimiser) -> float:
         >>> settings = recipe.Optimiser(warmup=0.1, decay="linear")
         >>> [round(rate(s, 100, settings), 2) for s in (0, 10, 55)]
         [0.1, 1.0, 0.5]
+        >>> [round(rate(s, 100, recipe.Optimiser(warmup=0, floor=0.1, tail=0.2)), 3) for s in (40, 79, 80, 99)]
+        [0.55, 0.111, 0.1, 0.1]
     """
     warm = round(settings.warmup * steps)
     if step < warm:
         return (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
+    done = min(1.0, (step - warm) / max(1, round((1 - settings.tail) * steps) - warm))
     if settings.decay == "constant":
         return 1.0
     shape = 1 - done if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from excise import files, recipe
+from excise.averaging import Window
 from excise.metrics.statistics import auc
 
 
@@ -91,6 +92,21 @@ def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
     return near or step % settings.every == 0
 
 
+def pace(checks: Sequence[Check], settings: recipe.Stop) -> float:
+    """The share of the learning rate for the step to come: finer steps while the last check was near the band.
+
+    Near on either side: far below it (a collapse at the start) the way back is as long as it was down.
+
+    Example:
+        >>> rule = recipe.Stop(band=(0.45, 0.55), near=0.1, finer=0.25)
+        >>> [pace([Check(1, auc, 1.0)], rule) for auc in (0.9, 0.6, 0.2)], pace([], rule)
+        ([1.0, 0.25, 1.0], 1.0)
+    """
+    low, high = settings.band
+    near = bool(checks) and low - settings.near <= checks[-1].auc <= high + settings.near
+    return settings.finer if near else 1.0
+
+
 def record(settings: recipe.Stop, folder: Path | None) -> dict[str, Any]:
     """What a run's record says of its stopping rule: every check, and the one whose weights were kept (or none)."""
     path = folder / "checks.json" if folder else None
@@ -99,6 +115,7 @@ def record(settings: recipe.Stop, folder: Path | None) -> dict[str, Any]:
     checks = [Check(**entry) for entry in json.loads(path.read_text())]
     found = best(checks, settings)
     bounds = {"band": list(settings.band), "quality": settings.quality}
+    bounds |= {key: getattr(settings, key) for key in ("average", "finer") if getattr(settings, key) != 1}
     return {"stopping": {**bounds, "checks": [asdict(c) for c in checks], "kept": found and found.step}}
 
 
@@ -110,6 +127,9 @@ def clear(folder: Path) -> None:
 
 class Stopping:
     """The rule at work: looks, decides, keeps the best weights aside, and goes back to them.
+
+    Where the recipe averages, what is looked at, judged and kept is the mean of the last few steps' weights; training
+    goes on from the present ones.
 
     Args:
         model: Whose trained parameters are kept.
@@ -138,9 +158,21 @@ class Stopping:
     ) -> None:
         self.model, self.settings, self.folder, self.look, self.writes = model, settings, folder, look, writes
         self.checks: list[Check] = []
+        self.window = Window(model, settings.average)
 
-    def begin(self, step: int) -> None:
+    @property
+    def decided(self) -> bool:
+        """Whether the checks so far already end the run: an interrupted one may only have weights left to save."""
+        return bool(self.checks) and enough(self.checks, self.settings)
+
+    def pace(self) -> float:
+        """The share of the learning rate for the step to come."""
+        return pace(self.checks, self.settings)
+
+    def begin(self, step: int, checkpoint: Path | None = None) -> None:
         """Start after ``step``: what an interrupted run saw later is seen again, to the same numbers."""
+        if checkpoint is not None:
+            self.window.load(checkpoint)
         path = self.folder / "checks.json"
         saved = json.loads(path.read_text()) if path.is_file() else []
         self.checks = [Check(**entry) for entry in saved if entry["step"] <= step]
@@ -149,12 +181,17 @@ class Stopping:
         """Look if it is time to; true ends the run."""
         if not due(step, self.checks, self.settings):
             return False
-        self.checks.append(Check(step, *self.look()))
-        if best(self.checks, self.settings) is self.checks[-1]:
-            self._keep(step)
+        with self.window.mean(step):
+            self.checks.append(Check(step, *self.look()))
+            if best(self.checks, self.settings) is self.checks[-1]:
+                self._keep(step)
         if self.writes:
             files.write_json(self.folder / "checks.json", [asdict(c) for c in self.checks])
         return enough(self.checks, self.settings)
+
+    def save(self, checkpoint: Path) -> None:
+        """Write what a resumed run needs into a checkpoint, before it is sealed."""
+        self.window.save(checkpoint)
 
     def _keep(self, step: int) -> None:
         if not self.writes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -21,7 +22,10 @@ from excise.forward import POLICY, Anatomy, Batch, Product, Step, base_side, pas
 from excise.objectives.term import Dual, Ramp, Term
 from excise.objectives.value import arguments, free, gather, value_of, weights_of
 from excise.schedule import Plan
+from excise.shaped import Shape
 
+#: Where a checkpoint keeps constants that were taken again.
+RETAKEN = "constants.safetensors"
 Collate = Callable[[str, Sequence[int]], Batch]
 
 
@@ -87,6 +91,10 @@ class UnlearnTrainer(Trainer):
         constants: Tensors that are fixed for the run, or ``{module name: tensor}``.
         precision: ``fp32`` or ``bf16-mixed`` (or ``bf16`` weights, without autocast).
         should_stop: Called after each step with its number; true ends the run.
+        pace: The share of the learning rate for the step to come, asked after ``should_stop``.
+        beside: Called with the folder of a checkpoint before it is sealed: writes what else has to survive.
+        shapes: Parameter's name -> the shape of its updates.
+        retake: Called after each step with its number: the constants that are to be others from then on, by name.
         callbacks: Any callbacks of transformers.
     """
 
@@ -106,11 +114,17 @@ class UnlearnTrainer(Trainer):
         constants: Mapping[str, Any] | None = None,
         precision: str = "fp32",
         should_stop: Callable[[int], bool] | None = None,
+        pace: Callable[[], float] | None = None,
+        beside: Callable[[Path], None] | None = None,
+        shapes: Mapping[str, Shape] | None = None,
+        retake: Callable[[int], Mapping[str, Mapping[str, Tensor]]] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.terms, self.plan, self.collate_side, self.settings = list(terms), plan, collate, settings
         self.reference, self.constants, self.should_stop = reference, dict(constants or {}), should_stop
-        self.precision = precision
+        self.precision, self.retake = precision, retake
+        self.pace, self.beside, self.shapes = pace, beside, shapes
+        self.retaken: dict[str, Mapping[str, Tensor]] = {}
         self.anatomy = Anatomy.of(model)
         freeze_unread(model, self.anatomy, [p for t in self.terms for p in t.needs()])
         self.duals = {t.name: t.weight.start for t in self.terms if isinstance(t.weight, Dual)}
@@ -247,6 +261,11 @@ class UnlearnTrainer(Trainer):
 
     # --- between steps --------------------------------------------------------------------------------------------
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Of a weight whose updates have a shape, what is clipped is the gradient of what is moved."""
+        optimise.shape(self.optimizer)
+        return super()._clip_grad_norm(model)
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Runs between the backward pass and the optimizer's step: the last moment to refuse a step."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -262,9 +281,23 @@ class UnlearnTrainer(Trainer):
         stepped = bool(self._window)  # the Trainer calls once more at the end
         if stepped:
             self._after_step(grad_norm, kwargs.get("learning_rate"))
+            if self.retake is not None:  # before a checkpoint is written, which has to hold them
+                self._retaken(self.retake(self.state.global_step))
+            # The same here: what a checkpoint's step looked like has to be known to whoever resumes from it.
+            if self.should_stop is not None and self.should_stop(self.state.global_step):
+                self.control.should_training_stop = True
+            if self.pace is not None:
+                self._set_pace(self.pace())
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
-        if stepped and self.should_stop is not None and self.should_stop(self.state.global_step):
-            self.control.should_training_stop = True
+
+    def _set_pace(self, share: float) -> None:
+        """The rate of the step to come, which the scheduler has set, times ``share``."""
+        for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr * share
+
+    def _retaken(self, constants: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self.retaken |= constants
+        self.constants |= {name: _on(value, self.args.device) for name, value in constants.items()}
 
     def _after_step(self, grad_norm: Any, lr: float | None) -> None:
         names = sorted(self._window)
@@ -281,6 +314,7 @@ class UnlearnTrainer(Trainer):
             record |= {f"terms/{n}": v for n, v in means.items()} | {f"weights/{n}": v for n, v in weights.items()}
             record |= {f"monitor/{k}": v for k, v in self._monitor.items()}
             record["lr"] = self._get_learning_rate() if lr is None else lr
+            record["lr"] *= 1.0 if self.pace is None else self.pace()  # not asked again yet: that of this step
             if grad_norm is not None:
                 record["grad_norm"] = float(grad_norm)
             self.log(record)
@@ -289,7 +323,7 @@ class UnlearnTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """From the recipe (`optimise.optimizer`)."""
         if getattr(self, "optimizer", None) is None:
-            self.optimizer: Any = optimise.optimizer(self.model, self.settings.optimiser)
+            self.optimizer: Any = optimise.optimizer(self.model, self.settings.optimiser, self.shapes)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -318,6 +352,11 @@ class UnlearnTrainer(Trainer):
         if self.args.should_save:
             (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
             (staged / "duals.json").write_text(json.dumps(self.duals))
+            if self.retaken:
+                flat = {f"{c}::{n}": t.cpu().contiguous() for c, part in self.retaken.items() for n, t in part.items()}
+                save_file(flat, staged / RETAKEN)
+            if self.beside is not None:
+                self.beside(staged)
             final = Path(self.args.output_dir) / staged.name
             files.seal(staged, final)
             for old in checkpoints(Path(self.args.output_dir))[:-2]:
@@ -328,6 +367,12 @@ class UnlearnTrainer(Trainer):
         """Continue from a checkpoint whose files are what their hashes say; the result is the uninterrupted one."""
         files.verify(checkpoint)
         self.duals = {**self.duals, **json.loads((checkpoint / "duals.json").read_text())}
+        if (checkpoint / RETAKEN).is_file():
+            kept: dict[str, dict[str, Tensor]] = {}
+            for key, value in load_file(checkpoint / RETAKEN).items():
+                constant, _, name = key.rpartition("::")
+                kept.setdefault(constant, {})[name] = value
+            self._retaken(kept)
         self.train(resume_from_checkpoint=str(checkpoint))
 
 

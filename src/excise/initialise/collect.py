@@ -14,11 +14,11 @@ from excise.errors import UsageError
 from excise.forward import Anatomy, Batch, Pass, rows_seen, run_pass
 from excise.forward.anatomy import recording
 from excise.initialise.moments import Moments
-from excise.initialise.taking import Inputs, Outputs, Reading, adapted_linears, sharing, widths
+from excise.initialise.taking import Entering, Inputs, Outputs, Reading, adapted_linears, sharing, widths
 
 POOLINGS = ("token", "row", "sum")
 POSITIONS = ("attended", "answer")
-SIDES = ("output", "input", "cheaper")
+SIDES = ("output", "input", "cheaper", "entering")
 #: Rows that the public code of ReGLU reads of each side.
 OFFICIAL_ROWS = 256
 
@@ -78,7 +78,7 @@ def collect(
         autocast: The precision of the pass; moments are taken outside of it.
         side: "output"; "input" to take moments of the layers' inputs, once where layers read the same, and to derive
             those of the outputs: the same numbers; "cheaper" for the one or the other, as `shares_input` says for
-            each group of layers and ``vectors``.
+            each group of layers and ``vectors``; "entering" for moments of the inputs themselves.
         preset: "official" for what the public code takes: the sum over all T positions of a right-padded batch,
             padding included, in fp64, of the first 256 rows. It depends on which rows share a batch, as there.
             ``pooling`` and ``positions`` are then not read; the moments are to be used without centring.
@@ -105,12 +105,14 @@ def collect(
     model.eval()
     try:
         with autocast():
-            groups = [] if side == "output" else sharing(linears, lambda: _probe(model, anatomy, device))
+            outputs = side in ("output", "entering")
+            groups = [] if outputs else sharing(linears, lambda: _probe(model, anatomy, device))
         if side == "cheaper":
             groups = [g for g in groups if _pays([linears[name] for name in g], vectors)]
         derived = {name for group in groups for name in group}
         own = {name: linear for name, linear in linears.items() if name not in derived}
-        takers = (Outputs(own, device), Inputs(linears, groups, device))
+        first = Entering(own, device) if side == "entering" else Outputs(own, device)
+        takers = (first, Inputs(linears, groups, device))
         with takers[0].watching(), takers[1].watching():
             for batch in _share(_first(batches, rows)):
                 with autocast():
@@ -121,11 +123,28 @@ def collect(
     return {name: found[name] for name in linears}
 
 
+@torch.no_grad()
+def shared_inputs(
+    model: nn.Module,
+    anatomy: Anatomy,
+    layers: Sequence[str],
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> list[list[str]]:
+    """Groups of layers (module paths) that read the same input, as query, key and value do; one small pass."""
+    linears, training = adapted_linears(model, layers), model.training
+    model.eval()
+    try:
+        with autocast():
+            return sharing(linears, lambda: _probe(model, anatomy, cast(Tensor, next(model.parameters())).device))
+    finally:
+        model.train(training)
+
+
 def _pass(
     model: nn.Module,
     anatomy: Anatomy,
     batch: Batch,
-    takers: Sequence[Outputs | Inputs],
+    takers: Sequence[Outputs | Entering | Inputs],
     pooling: str,
     positions: str,
     preset: str | None,

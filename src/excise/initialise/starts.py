@@ -18,7 +18,7 @@ from excise.errors import UsageError
 from excise.initialise.moments import Moments, contrast_directions
 
 Base = Literal["changed", "kept"]
-Kind = Literal["output_moments", "squared_gradient", "adapter_gradient_variance"]
+Kind = Literal["output_moments", "input_moments", "squared_gradient", "adapter_gradient_variance"]
 
 #: Smaller side of a matrix up to which its singular vectors are computed exactly.
 EXACT_BELOW = 1024

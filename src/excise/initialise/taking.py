@@ -123,6 +123,26 @@ class Outputs:
         return _finished(self.streams)
 
 
+class Entering:
+    """Takes the moments of each layer's input."""
+
+    reading: Reading
+
+    def __init__(self, linears: Mapping[str, nn.Module], device: torch.device) -> None:
+        self.linears = linears
+        self.streams = {name: Accumulator(widths(m)[1], device=device) for name, m in linears.items()}
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks, for as long as this lasts."""
+        with _hooked(self.linears, lambda name, x: self.streams[name].update(self.reading.vectors(x, name))):
+            yield
+
+    def finish(self) -> dict[str, Moments]:
+        """Moments of all ranks."""
+        return _finished(self.streams)
+
+
 class Inputs:
     """Takes the moments of each group's input once, a constant 1 beside it, and derives those of the outputs."""
 
