@@ -177,6 +177,11 @@ def make_table(
                 "sigma": rng.choice([0.0, 0.5, 2.0], n),
                 "rouge_l_recall": rng.random(rows),
                 "repetition": rng.random(rows),
+                "fluency": rng.random(rows),
+                "group": np.arange(rows) % 4,
+                "attack_gradient_norm": rng.exponential(level, rows),
+                "lens_1": -rng.exponential(level, rows),
+                "lens_2": -rng.exponential(level, rows),
             },
         )
     )

@@ -166,6 +166,8 @@ def clreg(given: Inputs, options: Options) -> list[float]:
             for view in range(count):
                 s_pos = cosine(z, given["positive"][view * layers + layer][row].tolist())
                 total += _contrast(s_pos, negatives, tau, options) / count
+            never = given["never_seen"][layer].tolist() if "never_seen" in given else []
+            total += sum(_contrast(cosine(z, other), negatives, tau, options) for other in never) / max(1, len(never))
         out.append(total / layers)
     return out
 

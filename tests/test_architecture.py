@@ -21,7 +21,7 @@ LONG = 300
 EVERYTHING = frozenset({"*"})
 LEAVES = frozenset({"errors", "files"})
 #: What saved numbers are called, and how they are laid out.
-SAVED = frozenset({"metrics.catalogue", "metrics.class_catalogue", "metrics.table"})
+SAVED = frozenset({"metrics.catalogue", "metrics.class_catalogue", "metrics.metric", "metrics.table"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "": EVERYTHING,  # the façade: its names are looked up when they are asked for
     "__main__": frozenset({"cli"}),
@@ -35,17 +35,47 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "paraphrase": frozenset(),
     "terminal": frozenset(),
     "metrics": frozenset(),  # its parts one by one: a scorer must not reach what measures
-    "metrics.catalogue": frozenset(),
+    "metrics.leakage": frozenset(),
+    "metrics.metric": frozenset(),
+    "metrics.evidence_catalogue": frozenset({"metrics.metric"}),
+    "metrics.catalogue": frozenset({"metrics.evidence_catalogue", "metrics.metric"}),
+    "metrics.fluency": frozenset(),
     "metrics.table": frozenset(),
     "metrics.statistics": frozenset(),
     "metrics.rows": frozenset({"metrics.table"}),
     "metrics.logs": frozenset({"metrics.table"}),
-    "metrics.utility": frozenset({"metrics.rows", "metrics.table"}),
-    "metrics.scores": SAVED | {"metrics.rows", "metrics.statistics", "metrics.utility", "geometry"},
+    "metrics.utility": frozenset({"metrics.fluency", "metrics.rows", "metrics.table"}),
+    "metrics.bench": frozenset({"metrics.statistics", "metrics.table"}),
+    "metrics.gaps": frozenset({"metrics.bench", "metrics.rows", "metrics.table"}),
+    "metrics.single_rows": frozenset({"metrics.rows", "metrics.table"}),
+    "metrics.membership": frozenset({"metrics.bench", "metrics.rows", "metrics.statistics", "metrics.table"}),
+    "metrics.aggregates": frozenset(
+        {
+            "metrics.bench",
+            "metrics.membership",
+            "metrics.rows",
+            "metrics.statistics",
+            "metrics.table",
+            "metrics.utility",
+        }
+    ),
+    "metrics.scores": SAVED
+    | {
+        "metrics.aggregates",
+        "metrics.bench",
+        "metrics.gaps",
+        "metrics.membership",
+        "metrics.rows",
+        "metrics.statistics",
+        "metrics.utility",
+    },
     "metrics.latent": frozenset({"geometry", "metrics.statistics"}),
-    "metrics.generate": frozenset({"metrics.table", "records", "tasks"}),
+    "metrics.generate": frozenset({"metrics.fluency", "metrics.table", "records", "tasks"}),
+    "metrics.lens": frozenset({"forward"}),
+    "metrics.gradients": frozenset({"forward", "records", "tasks"}),
     "metrics.states": frozenset({"geometry", "metrics.latent", "metrics.statistics"}),
-    "metrics.measure": SAVED | {"forward", "metrics.generate", "metrics.states", "records", "tasks"},
+    "metrics.apart": frozenset({"metrics.latent", "metrics.states", "metrics.statistics"}),
+    "metrics.measure": SAVED | {"forward", "metrics.generate", "metrics.lens", "metrics.states", "records", "tasks"},
     "metrics.class_catalogue": frozenset({"metrics.catalogue"}),
     "metrics.entities": frozenset(),
     "metrics.audit": frozenset(),
@@ -56,21 +86,30 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "metrics.tagging": frozenset(
         {"forward", "metrics.class_states", "metrics.measure", "metrics.table", "records", "tasks"}
     ),
+    "metrics.muse": frozenset({"metrics.generate", "metrics.table", "records", "tasks"}),
+    "metrics.muse_scores": frozenset({"metrics.rows", "metrics.statistics", "metrics.table"}),
     "metrics.mcq": frozenset({"metrics.measure", "metrics.statistics", "records"}),
     "records": frozenset({"recipe"}),
     "models": frozenset({"recipe"}),
     "world": frozenset({"recipe"}),
     "world_tagged": frozenset({"world"}),
+    "ledger": frozenset({"records"}),
+    "erasure": frozenset(),
+    "folding": frozenset({"erasure", "forward"}),
     "canary": frozenset({"world"}),
-    "stopping": frozenset({"recipe", "metrics.statistics"}),
+    "stopping": frozenset({"averaging", "recipe", "metrics.statistics"}),
+    "averaging": frozenset(),
+    "editing": frozenset(),
+    "shaped": frozenset(),
     "tasks": frozenset({"recipe", "records", "forward", "paraphrase"}),
     "objectives": frozenset({"forward", "geometry", "ranks"}),
     "initialise": frozenset({"forward", "geometry", "ranks", "subspace"}),
     "draws": frozenset(),
     "schedule": frozenset({"draws", "recipe"}),
-    "optimise": frozenset({"recipe"}),
+    "optimise": frozenset({"recipe", "shaped"}),
     "reference": frozenset({"forward"}),
-    "train": frozenset({"recipe", "forward", "objectives", "optimise", "ranks", "schedule"}),
+    "population": frozenset({"forward"}),
+    "train": frozenset({"recipe", "forward", "objectives", "optimise", "ranks", "schedule", "shaped"}),
     "artifacts": SAVED | {"recipe"},
     "attacks": frozenset(
         {
@@ -87,6 +126,16 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "metrics",
         }
     ),
+    "verdict": SAVED
+    | {
+        "recipe",
+        "artifacts",
+        "metrics.class_scores",
+        "metrics.entities",
+        "metrics.rows",
+        "metrics.statistics",
+        "metrics.utility",
+    },
     "reporting": SAVED | {"recipe", "artifacts", "metrics.scores"},
     "commands": EVERYTHING,
     "cli": frozenset({"", "recipe", "terminal"}),
@@ -100,7 +149,10 @@ NO_TORCH = (
     "terminal",
     "reporting",
     "artifacts",
+    "verdict",
+    "attacks.outcome",
     "metrics.catalogue",
+    "metrics.leakage",
     "metrics.table",
     "metrics.logs",
 )

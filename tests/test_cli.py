@@ -18,7 +18,11 @@ import pytest
 import excise
 from excise import cli, errors, recipe, terminal
 
-FUNCTIONS = ("demo", "evaluate", "export", "finetune", "plan", "report", "run", "score", "tune")
+FUNCTIONS = ("demo", "evaluate", "export", "finetune", "plan", "report", "run", "score", "tune", "verify")
+#: What `excise ledger DIR ...` and `excise cut` call; tests/test_ledger_run.py and tests/test_cut.py have the calls.
+LEDGER = ("add_run", "check_ledger", "cut", "request", "reverify", "show_ledger")
+#: tests/test_audit.py has the calls.
+AUDIT = ("audit", "canaries")
 #: For PEFT models of one's own: no command has their name.
 LIBRARY = ("get_rila_state_dict", "initialize_lora_rila_weights", "save_lora_adapter")
 
@@ -228,8 +232,8 @@ def test_the_functions_take_what_the_commands_give() -> None:
 
 
 def test_every_public_function_is_documented_and_found_again() -> None:
-    assert {*FUNCTIONS, *LIBRARY, "recipe", "__version__"} == set(excise.__all__)
-    for name in (*FUNCTIONS, *LIBRARY):
+    assert {*FUNCTIONS, *LEDGER, *AUDIT, *LIBRARY, "recipe", "__version__"} == set(excise.__all__)
+    for name in (*FUNCTIONS, *LEDGER, *AUDIT, *LIBRARY):
         function = getattr(excise, name)
         assert callable(function)
         assert function.__name__ == name

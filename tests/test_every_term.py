@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from excise.forward import PER_TOKEN, POLICY, Product, base_side, passes
+from excise.forward import AMONG, PER_TOKEN, POLICY, Product, base_side, passes
 from excise.objectives import FORGET, REGULARISE, RETAIN, Dual, Ramp, Term, source_of
 from oracles import ORACLES as OF_ROWS
 from oracles_class import ORACLES as OF_CLASSES
+from oracles_gold import ORACLES as OF_MATCHING
 from oracles_lora import ORACLES as OF_WEIGHTS
 
-ORACLES: dict[str, Any] = {**OF_ROWS, **OF_WEIGHTS, **OF_CLASSES}
+ORACLES: dict[str, Any] = {**OF_ROWS, **OF_WEIGHTS, **OF_CLASSES, **OF_MATCHING}
 TABLES = {"forget": FORGET, "retain": RETAIN, "regularise": REGULARISE}
 FACTORIES = {name: factory for table in TABLES.values() for name, factory in table.items()}
 
@@ -39,6 +40,15 @@ MORE_OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"views": "both", "reduce": "hardest", "layers": [-1, -3], "pooling": "answer"},
         {"symmetric": True, "temperature": 0.9, "views": "both", "layers": 2},
         {"loss": "infonce", "reduce": "hardest", "pooling": "last"},
+        {"views": "never_seen", "pooling": "answer"},
+        {"views": "never_seen", "loss": "infonce", "layers": 2, "symmetric": True},
+    ],
+    "quantile": [{"delta": 0.2, "refresh": 6}, {"level": "row"}, {"within": "type", "delta": 3.0}],
+    "anchor": [{"sides": ["retain"], "layers": "last"}, {"sides": ["never_seen", "general"], "layers": [1, 3]}],
+    "latent_match": [
+        {"parts": ["mean"], "layers": "last"},
+        {"parts": ["covariance"], "refresh": 3},
+        {"parts": ["energy"], "layers": [1]},
     ],
     "deepcut": [
         {"form": "full", "outside": False},
@@ -102,6 +112,8 @@ class World:
 
     def make(self, p: Product) -> Any:
         """A tensor for ``p``, or one for each adapted layer; the same each time."""
+        if p.detail == AMONG:
+            return self.make(replace(p, detail=None))
         generator = torch.Generator().manual_seed(zlib.crc32(repr(p).encode()))
         where = self.label_mask()
         n = int(where.sum())
@@ -135,10 +147,20 @@ class World:
             return ids if size == "prefixed" else torch.where(ids < 6, ids // 2, ids - 3)
         if name == "seed":
             return torch.tensor(11)
+        if name == "population":
+            return self.population(real, states="/states/" in size)
         if name != "retain_basis":
             return torch.nn.functional.normalize(real(self.width).abs(), dim=0)
         drawn = {layer: real(rows, min(int(size), rows - 1)) for layer, (rows, _) in LAYERS.items()}
         return {layer: torch.linalg.qr(matrix.double()).Q.to(self.dtype) for layer, matrix in drawn.items()}
+
+    def population(self, real: Any, *, states: bool) -> dict[str, Tensor]:
+        """What never-seen rows are like together: ascending likelihoods, or whitened states."""
+        if not states:
+            own = torch.tensor([0, 3, 4, 5, 7, 0, 1, 2, 3])
+            return {"tokens": -real(9).abs().sort(descending=True).values, "labels": own, "rows": real(5).sort().values}
+        whitened = {"whitening": real(self.width, 4), "spread": real(4).abs(), "scatter": real(1).abs()[0]}
+        return {"mean": real(self.width), "rows": real(5, 4), **whitened}
 
     def inputs(self, term: Term) -> dict[str, Any]:
         """Tensors for the parameters of ``term.fn``."""
@@ -161,14 +183,18 @@ def pairs(term: Term, given: dict[str, Any]) -> list[tuple[str, Product, Tensor]
 
 def mapped(term: Term, given: dict[str, Any], change: Any) -> dict[str, Any]:
     """The inputs with ``change(parameter, product, tensor)`` in place of each tensor."""
+
+    def each(name: str, p: Product, t: Any) -> Any:
+        return (
+            {layer: change(name, p, inner) for layer, inner in t.items()} if isinstance(t, dict) else change(name, p, t)
+        )
+
     out: dict[str, Any] = {}
     for name, value in term.inputs.items():
         if isinstance(value, tuple):
-            out[name] = tuple(change(name, p, t) for p, t in zip(value, given[name], strict=True))
-        elif isinstance(given[name], dict):
-            out[name] = {layer: change(name, value, t) for layer, t in given[name].items()}
+            out[name] = tuple(each(name, p, t) for p, t in zip(value, given[name], strict=True))
         else:
-            out[name] = change(name, value, given[name])
+            out[name] = each(name, value, given[name])
     return out
 
 
@@ -179,7 +205,7 @@ def test_parameters_are_the_wiring(name: str, options: dict, term: Term) -> None
         for key, parameter in inspect.signature(term.fn).parameters.items()
         if parameter.default is inspect.Parameter.empty
     }
-    assert free == set(term.inputs)
+    assert free <= set(term.inputs) <= set(inspect.signature(term.fn).parameters)
     assert term.gathered <= set(term.inputs)
     assert term.over in {base_side(p.side) for p in term.needs()}
     assert (term.per == "step") is (term.over is None)
@@ -216,7 +242,7 @@ def test_gradient_reaches_the_policy_and_never_the_reference(name: str, options:
     given = mapped(term, World().inputs(term), track)
     term.fn(**given).sum().backward()
     for parameter, p, tensor in pairs(term, given):
-        if not tensor.requires_grad or p.what == "constant":
+        if not tensor.requires_grad or p.what == "constant" or p.detail == AMONG:
             continue
         if p.what == "lora" and tensor.grad is None:  # a layer that the options leave out
             assert options.get("layers", "all") != "all"
@@ -247,6 +273,8 @@ def test_order_of_rows_does_not_matter(name: str, options: dict, term: Term) -> 
 
 @every_term_of_rows
 def test_a_row_does_not_read_its_neighbours_unless_it_says_so(name: str, options: dict, term: Term) -> None:
+    if term.batch_coupled and not term.gathered:  # a statistic of the whole batch
+        return
     given = World().inputs(term)
     values = term.fn(**given)
     half = len(values) // 2 if term.per == "row" else int(World().label_mask()[:2].sum())  # where a row ends

@@ -18,7 +18,7 @@ import excise
 import tiny
 import two_ranks_started
 from excise import cli, files, models, recipe
-from excise.commands.measuring import evaluation
+from excise.commands.measuring import evaluation, writing
 from excise.commands.progress import Progress
 from excise.commands.starting import beginning, gathering, objective, preparing, sides
 from excise.errors import ExciseError, IntegrityFailed, UsageError
@@ -101,7 +101,7 @@ def test_what_is_measured_is_what_was_saved(done: Path, small: SmallWorld) -> No
     given = sides.read(settings.data, seed=0)
     records = evaluation.limited(given.records, settings.evaluate)
     own = evaluation.measure_model("again", model, tokenizer, records, settings, Progress(quiet=True))
-    numbers, _ = evaluation.judge({"unlearned": own}, records, settings)
+    numbers, _ = writing.judge({"unlearned": own}, records, settings)
     kept = json.loads((done / "results.json").read_text())["models"]["unlearned"]
     for metric in ("forget_probability", "retain_probability"):
         assert numbers["unlearned"][metric]["value"] == kept[metric]["value"]

@@ -22,7 +22,9 @@ from excise.reporting.checks import CHECKS
 from excise.reporting.verdict import Statement, Verdict, judge
 from fake_run import HOSTILE, write_fake_run
 
-SECTIONS = ["verdict", "numbers", "pictures", "adapter", "findings", "not-tested", "settings", "citations"]
+SECTIONS = [
+    "verdict", "not-tested", "tests", "numbers", "pictures", "adapter", "findings", "settings", "citations",
+]  # fmt: skip
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
@@ -75,7 +77,7 @@ def test_sections_are_there_in_order(tmp_path: Path) -> None:
     page = built(tmp_path)
     found = [attrs["id"] for tag, attrs in page.elements if tag == "section"]
     assert found == SECTIONS
-    assert page.text.index("What was found") < page.text.index("Key numbers") < page.text.index("What was not tested")
+    assert page.text.index("What was found") < page.text.index("What was not tested") < page.text.index("Key numbers")
     assert "Contains personal data" not in page.text
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import excise.reporting
+from fake_grown_run import OVER, write_grown_run
 from fake_run import HOSTILE, write_fake_run
 from fake_tagged_run import write_fake_tagged_run
 
@@ -24,7 +25,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 WIDTHS = [390, 1280]
-SECTIONS = ["verdict", "numbers", "pictures", "adapter", "findings", "examples", "not-tested", "settings", "citations"]
+SECTIONS = [
+    "verdict", "not-tested", "tests", "numbers", "pictures", "adapter", "findings", "examples", "settings", "citations",
+]  # fmt: skip
 # What a test-only copy of the page measures about itself; the real page holds no script.
 PROBE = """<script>
 addEventListener("load", () => {
@@ -85,6 +88,13 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return excise.reporting.build(write_fake_tagged_run(folder, hostile=HOSTILE).root)
 
 
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a verified run, with hostile text in its verdict, pictures and audit."""
+    folder = tmp_path_factory.mktemp("verified")
+    return excise.reporting.build(write_grown_run(folder, OVER, hostile=True).root)
+
+
 def measured(page: Path, width: int, *flags: str) -> dict[str, object]:
     """Sizes of the page as laid out at this width, told by a copy of it that may run a script."""
     text, policies = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text("utf-8"))
@@ -101,8 +111,10 @@ def measured(page: Path, width: int, *flags: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_no_sideways_scroll_and_nothing_too_small_to_read(page: Path, hostile: Path, tagged: Path, width: int) -> None:
-    for path in (page, hostile, tagged):
+def test_no_sideways_scroll_and_nothing_too_small_to_read(
+    page: Path, hostile: Path, tagged: Path, verified: Path, width: int
+) -> None:  # fmt: skip
+    for path in (page, hostile, tagged, verified):
         found = measured(path, width)
         assert found["page"] == width, found
         assert found["wide"] == []
@@ -120,9 +132,11 @@ def test_the_browser_keeps_every_section(page: Path) -> None:
     assert dom.index("</main>") > places[-1]  # nothing broke out of the page's frame
 
 
-def test_hostile_text_does_not_run_in_a_browser(hostile: Path) -> None:
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", hostile.read_text("utf-8"))
-    copy = hostile.with_name("unprotected.html")  # escaping alone must hold, without the policy
+@pytest.mark.parametrize("name", ["hostile", "verified"])
+def test_hostile_text_does_not_run_in_a_browser(name: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(name)
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text("utf-8"))
+    copy = path.with_name("unprotected.html")  # escaping alone must hold, without the policy
     copy.write_text(text.replace("<head>", "<head><script>alert = () => { document.title = 'RAN' }</script>"), "utf-8")
     dom = chromium(copy, "--dump-dom", "--virtual-time-budget=3000")
     assert "<title>RAN" not in dom

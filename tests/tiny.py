@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
-from excise import recipe, reference, train
+from excise import population, recipe, reference, train
 from excise.forward import REFERENCE, Anatomy, Batch, Step, lora_factors
 from excise.objectives.term import Term
 from excise.schedule import Plan
@@ -175,10 +175,19 @@ class Run:
             autocast=lambda: train.autocast("fp32"),
         )  # fmt: skip
         self.before = weights(self.net)
+        read = [p for t in terms for p in t.needs()]
+
+        def retake(step: int | None) -> dict[str, Any]:
+            """What terms read of all rows of a side: at the start, or what is due after a step."""
+            return population.take(
+                self.net, Anatomy.of(self.net), population.wanted(read, step=step), self.data.counts, self.data.batch,
+                autocast=lambda: train.autocast("fp32"),
+            )  # fmt: skip
+
         self.trainer = train.UnlearnTrainer(
             self.net, terms, Plan(self.data.counts, self.settings.schedule, self.settings.seed), self.data.batch,
-            self.settings, self.out, reference=stored, constants=constants, should_stop=should_stop,
-            callbacks=[self.logged],
+            self.settings, self.out, reference=stored, constants={**(constants or {}), **retake(None)},
+            should_stop=should_stop, retake=retake, callbacks=[self.logged],
         )  # fmt: skip
 
     def go(self) -> Run:

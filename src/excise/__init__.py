@@ -1,7 +1,8 @@
 """excise: remove chosen training data from language models, and show how far that succeeded.
 
 The commands are functions of the same name: `demo`, `finetune`, `plan`, `run`, `tune`, `evaluate`, `score`, `report`,
-`export`, `canaries`, `audit`. For PEFT models of your own: `initialize_lora_rila_weights`, `get_rila_state_dict`, `save_lora_adapter`.
+`export`, `verify`, `canaries`, `audit`, `cut`. For PEFT models of your own: `initialize_lora_rila_weights`,
+`get_rila_state_dict`, `save_lora_adapter`.
 All of it is loaded when it is first used, so that importing the package is cheap.
 
 Example:
@@ -21,6 +22,7 @@ from excise import recipe
 
 if TYPE_CHECKING:
     from excise.commands.auditing import audit, canaries
+    from excise.commands.cutting import cut
     from excise.commands.demonstration import demo
     from excise.commands.evaluating import evaluate
     from excise.commands.exporting import export
@@ -28,15 +30,22 @@ if TYPE_CHECKING:
     from excise.commands.planning import plan
     from excise.commands.running import run
     from excise.commands.scoring import report, score
+    from excise.commands.successive.outside import add_run
+    from excise.commands.successive.requests import request
+    from excise.commands.successive.standing import check_ledger, reverify, show_ledger
     from excise.commands.tuning import tune
+    from excise.commands.verifying import verify
     from excise.initialise.for_peft import get_rila_state_dict, initialize_lora_rila_weights, save_lora_adapter
 
 __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "add_run",
     "audit",
     "canaries",
+    "check_ledger",
+    "cut",
     "demo",
     "evaluate",
     "export",
@@ -46,15 +55,25 @@ __all__ = [
     "plan",
     "recipe",
     "report",
+    "request",
+    "reverify",
     "run",
     "save_lora_adapter",
     "score",
+    "show_ledger",
     "tune",
+    "verify",
 ]
 
 _WHERE = {
+    "add_run": "commands.successive.outside",
+    "check_ledger": "commands.successive.standing",
+    "request": "commands.successive.requests",
+    "reverify": "commands.successive.standing",
+    "show_ledger": "commands.successive.standing",
     "audit": "commands.auditing",
     "canaries": "commands.auditing",
+    "cut": "commands.cutting",
     "demo": "commands.demonstration",
     "finetune": "commands.finetuning",
     "plan": "commands.planning",
@@ -63,6 +82,7 @@ _WHERE = {
     "evaluate": "commands.evaluating",
     "score": "commands.scoring",
     "report": "commands.scoring",
+    "verify": "commands.verifying",
     "export": "commands.exporting",
     "get_rila_state_dict": "initialise.for_peft",
     "initialize_lora_rila_weights": "initialise.for_peft",

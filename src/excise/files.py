@@ -267,7 +267,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     mine = {"pid": os.getpid(), "host": socket.gethostname(), "born": _born(os.getpid()), "token": secrets.token_hex(8)}
-    with _alone(folder):
+    with alone(folder):
         holder = _holder(path)
         if holder is not None:
             if not _gone(holder):
@@ -288,8 +288,11 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time looks at a lock: of two that find it stale, the second must not remove the first's."""
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time, the others wait: for moments (looking at a lock, adding a line), not for work.
+
+    Of two processes that find a lock stale, the second must not remove the first's.
+    """
     try:
         import fcntl
     except ImportError:  # no such call on this system: O_EXCL alone decides

@@ -283,7 +283,7 @@ def load_result(folder: Path, base: recipe.Model | None = None) -> nn.Module:
     if not (folder / "adapter_config.json").is_file():
         own = recipe.Model(name=str(folder))
         if base is not None:
-            own = recipe.Model(name=str(folder), precision=base.precision, attention=base.attention)
+            own = recipe.Model(base.task, str(folder), precision=base.precision, attention=base.attention)
         return load(own)
     if base is None:
         raise InputRefused(f"{folder}: an adapter needs its base model")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from excise.errors import NotShown, VerificationFailed
+
 # The numbers of the terminal's summary, in reading order; the report has all of them.
 SUMMARY = (
     "forget_probability",
@@ -37,6 +39,7 @@ def run(folder: Path) -> None:
     if results.is_file():
         found = json.loads(results.read_text(encoding="utf-8"))
         scores(found, names=_summary(found))
+        print(time_spent(found))
     print(f"report: {folder / 'report.html'}" if (folder / "report.html").is_file() else f"folder: {folder}")
 
 
@@ -53,6 +56,55 @@ def audit(found: Mapping[str, Any]) -> None:
     _table(["layer", "errors of a probe", "bits at least", "epsilon at least"], rows)
     for text in found["proves"].values():
         print(text)
+
+
+def ledger(found: Mapping[str, Any]) -> None:
+    """Where the requests of a ledger stand: verdict and likelihood of the forgotten rows then and now."""
+    head = ["request", "received", "rows", "verdict", "now", "likelihood", "now"]
+    rows = []
+    for own in found["requests"]:
+        then, now = (next(iter(numbers.values()), None) for numbers in own["numbers"])
+        latest = (own["now"] or "") if own["current"] else "not verified"
+        said = (own["then"] or "not ended", latest if own["carried_out"] else "not taken over")
+        rows.append([own["request"], own["received"], str(own["rows"]), *said,
+                     *("" if n is None else f"{n:.4g}" for n in (then, now))])  # fmt: skip
+    _table(head, rows)
+    print("verdict and likelihood of the forgotten rows: after the request, and on the present model")
+    print(f"model: {found['model']}\nhead of {found['entries']} entries, to be noted elsewhere: {found['head']}")
+
+
+def verdicts(entries: Sequence[Mapping[str, Any]]) -> int:
+    """What the verdicts of a ledger's new entries come to, in lines, and as an exit code: 0, 5 (failed), 7 (not shown).
+
+    Example:
+        >>> verdicts([{"event": "reverified", "request": "a", "before": "passed", "verdict": {"outcome": "failed"}}])
+        failed: a
+        came back: a (had passed and no longer passes)
+        5
+    """
+    judged = [e for e in entries if e["event"] in ("ended", "reverified")]
+    failed = [e["request"] for e in judged if e["verdict"]["outcome"] == "failed"]
+    unclear = [e["request"] for e in judged if e["verdict"]["outcome"] not in ("passed", "failed")]
+    back = [f"{e['request']} (had passed and no longer passes)" for e in judged
+            if e.get("before") == "passed" and e["verdict"]["outcome"] != "passed"]  # fmt: skip
+    for what, names in (("failed", failed), ("not shown", unclear), ("came back", back)):
+        if names:
+            print(f"{what}: {', '.join(names)}")
+    if failed:
+        return VerificationFailed.exit_code
+    return NotShown.exit_code if unclear else 0
+
+
+def time_spent(results: Mapping[str, Any]) -> str:
+    """How long a run or an evaluation took, and each instrument's share of it.
+
+    Example:
+        >>> time_spent({"seconds": {"generate gold": 9.0, "judge": 1.0}, "shares": {"generate": 0.9, "judge": 0.1}})
+        'time: 10 s; generate 90 %, judge 10 %'
+    """
+    total = sum(v for v in results.get("seconds", {}).values() if isinstance(v, int | float))
+    shares = [f"{name} {share:.0%}".replace("%", " %") for name, share in results.get("shares", {}).items()]
+    return f"time: {total:,.0f} s" + (f"; {', '.join(shares)}" if shares else "")
 
 
 def _summary(results: Mapping[str, Any]) -> list[str]:
@@ -136,6 +188,34 @@ def _line(value: Any, *, bytes_: bool = False) -> str:
     if isinstance(value, list | tuple):
         return "; ".join(str(part) for part in value)
     return f"{value / 1e6:,.1f} MB" if bytes_ and isinstance(value, int | float) else str(value)
+
+
+def verdict(found: Mapping[str, Any]) -> None:
+    """A verdict: the tests as a table, then what they come to, what to try next, and what nobody tested."""
+    rows = []
+    for test in found["tests"]:
+        said = f"{test['outcome']} ({test['direction']})" if test["direction"] else test["outcome"]
+        value = {"value": test["estimate"], "low": test["low"], "high": test["high"]} if test["measured"] else None
+        role = {"required": "", "counts": " (not required)", "beside": " (beside)"}[test["role"]]
+        rows.append([test["title"] + role, said, _number(value), _bounds(test), str(test["n"] or "")])
+    _table(["test", "outcome", "estimate", "threshold", "n"], rows)
+    print(f"{found['headline']}\n{found['means']}")
+    for head, lines in (("Next", found["next"]), ("Not tested", found["not_tested"])):
+        if lines:
+            print("\n".join([f"{head}:", *(f"- {line}" for line in lines)]))
+
+
+def _bounds(test: Mapping[str, Any]) -> str:
+    """Between which thresholds an estimate should lie.
+
+    Example:
+        >>> _bounds({"least": -0.05, "most": 0.05}), _bounds({"least": 0.95, "most": None})
+        ('-0.05 to 0.05', 'at least 0.95')
+    """
+    least, most = test["least"], test["most"]
+    if least is not None and most is not None:
+        return f"{least:.3g} to {most:.3g}"
+    return f"at least {least:.3g}" if least is not None else f"at most {most:.3g}" if most is not None else ""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -15,7 +15,7 @@ _CLREG: Values = {"clreg": {"temperature": 0.5, "weight": 1.0, "dropout": 0.1}}
 _LORA: Values = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 _RILA: Values = {"initialise": {"rila": {"beta": 0.5}}, "model": {"lora": _LORA}, "statistics": {"rows": 200}}
 _RATES = [2e-4, 5e-4, 1e-3, 2e-3]
-_RATES_RILA = [1.5e-3, 3.5e-3, 8e-3, 2e-2]
+_RATES_RILA = [4e-4, 8e-4, 1.5e-3, 3e-3]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ METHODS: Mapping[str, Method] = {
     "simnpo+clreg": _published({"simnpo": {"beta": 2.5}}, _CLREG),
     "ihl+rila": _published({"ihl": {}}, rila=True),
     "clreg+rila": _published({"simnpo": {"beta": 2.5}}, _CLREG, rila=True),
-    "default": Method(recipe="gold-like", trials=({}, {"optimiser.lr": 3.5e-3}, {"schedule.epochs": 6})),
+    "default": Method(recipe="gold-like", trials=({}, *({"optimiser.lr": lr} for lr in (2e-3, 4e-3, 7e-3)))),
 }
 #: Not trained here at all: what stands at either end.
 ENDS = ("original", "gold2")

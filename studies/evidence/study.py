@@ -90,6 +90,7 @@ class Study:
             "evaluate": {
                 "gold": self.model(f"gold-{split}"), "max_rows": self.size.measured, "generate": self.size.generate,
                 "relearn_lr": 5e-4, "map": "none", "cache": str(self.out / "cache"), "batch_tokens": 8192,
+                "attacks": {"relearn": {}, "savings": {}},
             },
             "checkpoint_every": 0, "log_every": 10,
         }  # fmt: skip
@@ -117,7 +118,8 @@ class Study:
         """One setting on the tuning split: how far it ends from that split's gold."""
         folder = self.out / "tuning" / f"{name}-{number}"
         quick = {"evaluate.max_rows": 100, "evaluate.generate": 0, "evaluate.latent": False,
-                 "evaluate.relearn_steps": [], "evaluate.savings_steps": 0, "data.utility": {}}  # fmt: skip
+                 "evaluate.relearn_steps": [], "evaluate.savings_steps": 0, "evaluate.attacks": {},
+                 "data.utility": {}}  # fmt: skip
         if not (folder / "trial.json").is_file():
             settings = recipe.changed(self.recipe(METHODS[name], "tune05"), {**changes, **quick})
             excise.run(settings, out=folder, resume=True, progress=Progress(quiet=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,19 @@ def _recipe(given: argparse.Namespace, overrides: list[Override]) -> Recipe:
     if given.recipe is None and not any(key.startswith(("model.", "data.")) for key, _ in overrides):
         raise UsageError(f"excise {given.command} needs a recipe, or --model, --forget and --retain")
     return recipe.load(given.recipe, overrides)
+
+
+def _default(given: argparse.Namespace, overrides: list[Override]) -> Recipe:
+    """The recipe that was named; where none was, the default for what is given, and a line that says which and why."""
+    named = _recipe(given, overrides)
+    if given.recipe is not None:
+        return named
+    from excise.commands.starting import choosing
+
+    settings = choosing.settings_for(overrides)
+    if settings.chosen and _speaks():
+        print(f"excise: {'; '.join(settings.chosen)}", file=sys.stderr)
+    return settings
 
 
 def _speaks() -> bool:
@@ -48,7 +62,7 @@ def _finetune(given: argparse.Namespace, overrides: list[Override]) -> None:
 
 
 def _plan(given: argparse.Namespace, overrides: list[Override]) -> None:
-    recipe = _recipe(given, overrides)
+    recipe = _default(given, overrides)
     import excise
 
     plan = excise.plan(recipe)
@@ -56,7 +70,7 @@ def _plan(given: argparse.Namespace, overrides: list[Override]) -> None:
 
 
 def _run(given: argparse.Namespace, overrides: list[Override]) -> None:
-    recipe = _recipe(given, overrides)
+    recipe = _default(given, overrides)
     if not recipe.out:
         raise UsageError("say where the run folder goes: --out DIR")
     import excise
@@ -81,8 +95,9 @@ def _evaluate(given: argparse.Namespace, overrides: list[Override]) -> None:
 
     wanted = recipe.load(given.recipe) if given.recipe else None
     found = excise.evaluate(
-        given.model, suite=given.suite, against=given.against, tasks=given.tasks, recipe=wanted, out=given.out
-    )
+        given.model, suite=given.suite, without=given.without, against=given.against, tasks=given.tasks,
+        recipe=wanted, out=given.out, resume=given.resume,
+    )  # fmt: skip
     terminal.run(found) if isinstance(found, Path) else terminal.scores(found, as_json=given.json)
 
 
@@ -96,6 +111,15 @@ def _report(given: argparse.Namespace, _: list[Override]) -> None:
     import excise
 
     print(f"report: {excise.report(given.run)}")
+
+
+def _verify(given: argparse.Namespace, _: list[Override]) -> int:
+    import excise
+
+    found = excise.verify(given.run, model=given.of)
+    plain = found.plain()
+    print(json.dumps(plain, indent=1, ensure_ascii=False)) if given.json else terminal.verdict(plain)
+    return found.exit_code
 
 
 def _export(given: argparse.Namespace, _: list[Override]) -> None:
@@ -117,6 +141,44 @@ def _audit(given: argparse.Namespace, _: list[Override]) -> None:
     wanted = recipe.load(given.recipe) if given.recipe else None
     found = excise.audit(given.model, given.canaries, share=given.share, level=given.level, recipe=wanted)
     print(json.dumps(found, indent=1)) if given.json else terminal.audit(found)
+
+
+def _cut(given: argparse.Namespace, _: list[Override]) -> None:
+    import excise
+
+    excise.cut(given.run, out=given.out, layer=given.layer, like=given.like, ridge=given.ridge)
+    terminal.run(given.out)
+
+
+def _ledger(given: argparse.Namespace, overrides: list[Override]) -> int:
+    import excise
+    from excise import recipe
+
+    how, settings = given.action, {"name": given.id, "received": given.received, "accept": given.accept}
+    if overrides and how != "request":
+        raise UsageError(f"excise ledger DIR {how} takes no recipe keys: leave out --{overrides[0][0]}")
+    if given.head and how != "check":
+        raise UsageError("--head is for excise ledger DIR check")
+    if (how == "add") != bool(given.target) and how != "request":
+        needs = "needs a run folder" if how == "add" else "takes no further argument"
+        raise UsageError(f"excise ledger DIR {how} {needs}")
+    if how == "show":
+        found = excise.show_ledger(given.folder)
+        print(json.dumps(found, indent=1)) if given.json else terminal.ledger(found)
+    elif how == "check":
+        print(json.dumps(excise.check_ledger(given.folder, head=given.head), indent=1))
+    else:
+        if how == "request":
+            given.recipe = given.target
+            wanted = recipe.load(given.target, overrides)
+            made = excise.request(given.folder, wanted, resume=given.resume, suite=given.suite, **settings)
+        elif how == "add":
+            made = excise.add_run(given.folder, given.target, suite=given.suite, **settings)
+        else:
+            made = excise.reverify(given.folder, suite=given.suite)
+        terminal.ledger(excise.show_ledger(given.folder))
+        return terminal.verdicts(made)
+    return 0
 
 
 def _recipes(given: argparse.Namespace, _: list[Override]) -> None:
@@ -171,6 +233,8 @@ COMMANDS = {
         (
             option("model", "hub id, model folder or run folder", metavar="MODEL_OR_RUN"),
             option("--suite", "which set of metrics", default="tofu"),
+            option("--without", "parts to leave out, such as attack", nargs="+", default=(), metavar="PART"),
+            option("--resume", "go on with an interrupted evaluation in the folder", action="store_true"),
             option(
                 "--tasks",
                 "multiple-choice questions of suite mcq: JSONL files, or names such as wmdp_bio and mmlu",
@@ -195,6 +259,15 @@ COMMANDS = {
     ),
     "report": Command(
         "rebuild the report of a run folder", _report, (option("run", "run folder", type=Path, metavar="RUN"),)
+    ),
+    "verify": Command(
+        "a finished run against the thresholds fixed before it: passed (0), failed (5) or not shown (7)",
+        _verify,
+        (
+            option("run", "run folder", type=Path, metavar="RUN"),
+            option("--of", "which of its models (default: the unlearned one)", metavar="MODEL"),
+            _JSON,
+        ),
     ),
     "export": Command(
         "what a run made, for others to use: an adapter for the untouched base, or a whole model",
@@ -226,6 +299,45 @@ COMMANDS = {
             option("--recipe", "how rows are written, for a model that is no run folder"),
             _JSON,
         ),
+    ),
+    "cut": Command(
+        "take what sets forgotten rows apart out of a layer, in closed form, and measure what that did",
+        _cut,
+        (
+            option("run", "run folder", type=Path, metavar="RUN"),
+            option("--out", "folder to write", type=Path, required=True),
+            option("--layer", "behind which block: from 1, or from the end (default: -1)", type=int, default=-1),
+            option("--like", "which rows they are to be like: never_seen or retain (default: never_seen, if any)"),
+            option(
+                "--ridge",
+                "share of variance added where retained rows are few (default: 0.001)",
+                type=float,
+                default=1e-3,
+            ),
+        ),
+    ),
+    "ledger": Command(
+        "requests to forget, one after the other: a record that is only added to, and every earlier request again",
+        _ledger,
+        (
+            option("folder", "the ledger's folder", type=Path, metavar="DIR"),
+            option(
+                "action",
+                "add, request, show, check or reverify",
+                choices=("add", "request", "show", "check", "reverify"),
+            ),
+            option("target", "request: a recipe; add: a run folder", nargs="?", metavar="RECIPE_OR_RUN"),
+            option("--id", "id of the request: a case number, no name of a person"),
+            option("--received", "day on which the request came in, such as 2026-03-31 (default: today)"),
+            option(
+                "--accept", "take the weights over whatever the verdict is; the record says so", action="store_true"
+            ),
+            option("--suite", "what earlier requests are measured with, as for evaluate (default: all)", default="all"),
+            option("--head", "check: a hash that was noted earlier; the record must still hold it"),
+            _RESUME,
+            _JSON,
+        ),
+        recipe=True,
     ),
     "recipes": Command("the recipes that ship with the package", _recipes),
 }

@@ -106,7 +106,7 @@ def audit(
         "proves": {"epsilon": PROVES, "layers": CARRIED},
     }
     if run is not None:
-        files.write_json(run.root / "audit.json", artifacts.finite(found))
+        files.write_json(run.audit, artifacts.finite(found))
     return found
 
 

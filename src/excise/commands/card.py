@@ -51,7 +51,8 @@ def _made(record: Mapping[str, Any]) -> str:
     lines += [f"- `{m['name']}`, weight {m.get('weight', 1)}: {m.get('citation') or 'own term'}" for m in methods]
     if record.get("start"):
         start = record["start"]
-        lines.append(f"- the adapter started at `{start['name']}`: {start.get('citation')}")
+        what = "the adapter started at" if "base" in start else "the updates of whole weights were shaped by"
+        lines.append(f"- {what} `{start['name']}`: {start.get('citation')}")
     lines += ["", "| what | SHA-256 |", "|---|---|"]
     hashes = {"weights of the base": record["base"].get("sha256"), **record["run"], **record.get("files", {})}
     lines += [f"| {name} | `{digest}` |" for name, digest in hashes.items() if digest]

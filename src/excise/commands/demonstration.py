@@ -15,7 +15,7 @@ from typing import Any
 
 from excise import artifacts, files, models, recipe, reporting, world, world_tagged
 from excise.commands import finetuning, folders, training
-from excise.commands.measuring import evaluation
+from excise.commands.measuring import evaluation, writing
 from excise.commands.measuring.measured import Measured
 from excise.commands.progress import Progress
 from excise.commands.starting import preparing, sides
@@ -27,25 +27,31 @@ Tasks = dict[str, tuple[Callable, tuple]]
 
 @dataclass(frozen=True)
 class Kind:
-    """A demo: its world, the sizes of a quick one, the recipes by name, and what the default recipe is held against."""
+    """A demo: its world, the sizes of a whole and a quick one, its recipe by name, and what that is held against.
+
+    ``RECIPE-train`` trains the original and the gold, ``RECIPE-BESIDE`` is the other way of forgetting.
+    """
 
     make: Callable[..., World]
     corpus: Callable[[World], list[str]]
+    whole: dict[str, int]
     small: dict[str, int]
     tokens: int
     recipe: str
     beside: str
-    changes: dict[str, Any]
 
 
+#: Sections of a recipe that make a method; what the demo does not share between its two ways of forgetting.
+METHOD = ("edit", "initialise", "objective", "schedule", "optimiser", "stop")
 KINDS: dict[str, Kind] = {
     "qa": Kind(
-        world.world, world.corpus, {"retain": 12, "untouched": 4, "forget": 2, "never_seen": 3, "stopping": 0}, 2048,
-        "demo", "without_clreg", {"objective.regularise": {}},
+        world.world, world.corpus, {"never_seen": 16, "stopping": 5},
+        {"retain": 12, "untouched": 4, "forget": 2, "never_seen": 6, "stopping": 2}, 2048,
+        "demo", "simnpo_clreg",
     ),
     "ner": Kind(
-        world_tagged.tagged_world, world_tagged.tagged_corpus, {"retain": 16, "untouched": 4, "forget": 3}, 1024,
-        "demo-ner", "reverse_gradient", {"objective.regularise": {}, "objective.forget": {"ga": {"weight": 0.3}}},
+        world_tagged.tagged_world, world_tagged.tagged_corpus, {}, {"retain": 16, "untouched": 4, "forget": 3}, 1024,
+        "demo-ner", "reverse_gradient",
     ),
 }  # fmt: skip
 
@@ -90,7 +96,7 @@ def demo(
         tasks: Tasks = {name: (_finetune, (values,)) for name, values in recipes.items()}
         _together(pool, progress, "train original and gold", tasks, trained)
         unlearned = {"unlearned": run.root, kind.beside: run.root / kind.beside}
-        other = recipe.changed(settings, {**kind.changes, "out": str(unlearned[kind.beside])})
+        other = _other(settings, kind, unlearned[kind.beside])
         recipes = {"unlearned": recipe.plain(settings), kind.beside: recipe.plain(other)}
         tasks = {name: (_unlearn, (values,)) for name, values in recipes.items()}
         _together(pool, progress, f"forget, also {kind.beside.replace('_', ' ')}", tasks, unlearned)
@@ -100,7 +106,7 @@ def demo(
         measured = _together(pool, progress, "measure four models", tasks, {})
     given = sides.of(settings)
     records = evaluation.limited(given.records, settings.evaluate, task=settings.model.task)
-    evaluation.write(run, measured, records, settings, progress, log=artifacts.read_log(run))
+    writing.write(run, measured, records, settings, progress, log=artifacts.read_log(run))
     record = dict(artifacts.read_manifest(run))
     kept = ("checkpoints", *trained, kind.beside, "data", "tokenizer")
     artifacts.write_manifest(run, record | {"status": "done", "files": artifacts.hash_files(run, leave_out=kept)})
@@ -123,13 +129,13 @@ def _fresh(folder: Path) -> Path:
 
 def _settings(run: artifacts.RunFolder, kind: Kind, *, quick: bool, seed: int) -> recipe.Recipe:
     """Write the world's rows and tokenizer, and the recipe that reads them."""
-    made = kind.make(seed, **kind.small) if quick else kind.make(seed)
+    made = kind.make(seed, **(kind.small if quick else kind.whole))
     written = world.write(made, run.root / "data")
     settings = recipe.load(kind.recipe)
     models.new_tokenizer(kind.corpus(made), kind.tokens).save_pretrained(run.root / "tokenizer")
-    own: dict[str, Any] = {}
+    own: dict[str, Any] = {"stop.calibration": str(written["stopping"])}
     if kind is KINDS["ner"]:  # never-seen writers are what a test set of a tagger is
-        own = {"stop.calibration": str(written["stopping"]), "data.utility": {"test": str(written["never_seen"])}}
+        own["data.utility"] = {"test": str(written["never_seen"])}
     return recipe.changed(settings, {
         "model.name": str(run.root / "original" / "model"),
         **{f"data.{side}": str(written[side]) for side in ("forget", "retain", "untouched", "never_seen")},
@@ -138,6 +144,14 @@ def _settings(run: artifacts.RunFolder, kind: Kind, *, quick: bool, seed: int) -
         "out": str(run.root),
         "seed": seed,
     })  # fmt: skip
+
+
+def _other(settings: recipe.Recipe, kind: Kind, folder: Path) -> recipe.Recipe:
+    """The recipe of the other way to forget, on the same model and rows."""
+    method = recipe.load(f"{kind.recipe}-{kind.beside.replace('_', '-')}")
+    own = {section: recipe.plain(getattr(method, section)) for section in METHOD}
+    calibration = {"stop.calibration": settings.stop.calibration}
+    return recipe.changed(settings, {**own, **calibration, "out": str(folder)})
 
 
 def _trained(settings: recipe.Recipe, kind: Kind, name: str, folder: Path) -> recipe.Recipe:

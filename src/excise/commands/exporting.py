@@ -11,7 +11,7 @@ from typing import Any
 from excise import __version__, artifacts, files, models, recipe
 from excise.commands.card import card
 from excise.errors import InputRefused, IntegrityFailed, UsageError
-from excise.initialise import delivery, store
+from excise.initialise import delivery, difference, store
 
 FORMS = ("adapter", "merged")
 _CONFIG = "adapter_config.json"
@@ -23,7 +23,8 @@ def export(run: str | Path, *, to: str = "adapter", out: str | Path, rank: int |
     """Write what a run made into a folder of its own, for others to use.
 
     ``adapter`` is loaded by stock ``PeftModel.from_pretrained`` on the untouched base; where the run started it
-    elsewhere than at zero, it has twice the rank that was trained. ``merged`` is a whole model. Both have a
+    elsewhere than at zero, it has twice the rank that was trained; where whole weights were trained, it is their
+    difference to the base's, cut to ``rank``. ``merged`` is a whole model. Both have a
     ``README.md`` (rank and the serving flag for it, methods, hashes, limits, rollback), ``export.json`` and
     ``COMPLETE.json``. Nothing in them comes from the rows but the weights.
 
@@ -52,7 +53,10 @@ def export(run: str | Path, *, to: str = "adapter", out: str | Path, rank: int |
     hashes = files.verify(folder.model)
     record = _record(folder, manifest, settings, to)
     with files.staged(out) as aside:
-        if to == "adapter":
+        if to == "adapter" and not adapter:
+            assert rank is not None
+            record |= _difference(folder, manifest, settings, aside, rank)
+        elif to == "adapter":
             record |= _adapter(folder, hashes, aside, rank)
         elif adapter:
             _merged(folder, manifest, settings, aside)
@@ -78,8 +82,11 @@ def _check(folder: artifacts.RunFolder, to: str, out: Path, rank: int | None) ->
     if not folder.model.is_dir():
         raise InputRefused(f"{folder.root}: holds no model; give the folder of a run that trained one")
     adapter = (folder.model / _CONFIG).is_file()
-    if to == "adapter" and not adapter:
-        raise UsageError(f"{folder.root}: all weights were trained, there is no adapter: use --to merged")
+    if to == "adapter" and not adapter and rank is None:
+        raise UsageError(
+            f"{folder.root}: all weights were trained, there is no adapter: use --to merged, or give --rank for one "
+            "that stands for the difference"
+        )
     if rank is not None and to != "adapter":
         raise UsageError("--rank is for an adapter: leave it out, or use --to adapter")
     if rank is not None and rank < 1:
@@ -150,9 +157,35 @@ def _merged(folder: artifacts.RunFolder, manifest: artifacts.Manifest, settings:
     from peft import PeftModel
 
     tokenizer = models.load_tokenizer(str(folder.model))
+    whole = _base(manifest, settings, tokenizer)
+    merged = PeftModel.from_pretrained(whole, str(folder.model)).merge_and_unload()
+    models.save(merged, tokenizer, aside)
+
+
+def _base(manifest: artifacts.Manifest, settings: recipe.Recipe, tokenizer: Any) -> Any:
+    """The model that the run was made on, if it is still the same."""
     whole = models.load(settings.model, tokenizer=tokenizer, seed=settings.seed)
     recorded = manifest.get("model", {}).get("sha256")
     if recorded is not None and store.fingerprint(whole) != recorded:
         raise IntegrityFailed(f"{settings.model.name}: not the base that the run was made on: restore its weights")
-    merged = PeftModel.from_pretrained(whole, str(folder.model)).merge_and_unload()
-    models.save(merged, tokenizer, aside)
+    return whole
+
+
+def _difference(
+    folder: artifacts.RunFolder, manifest: artifacts.Manifest, settings: recipe.Recipe, aside: Path, rank: int
+) -> dict[str, Any]:
+    """An adapter of ``rank`` that stands for what the run did to the linear layers of its base."""
+    from safetensors.torch import save_file
+
+    if settings.model.config is not None:
+        raise UsageError(f"{folder.root}: the model was trained from scratch, there is no base: use --to merged")
+    tokenizer = models.load_tokenizer(str(folder.model), task=settings.model.task)
+    base = _base(manifest, settings, tokenizer)
+    found = difference.changed(base, models.load_result(folder.model, settings.model))
+    made = difference.factored(found, rank)
+    save_file(made.tensors, aside / delivery.WEIGHTS, metadata={"format": "pt"})
+    difference.config(base, list(found), rank, models.TASKS[settings.model.task].peft).save_pretrained(str(aside))
+    tokenizer.save_pretrained(aside)
+    layers = {name.removeprefix("base_model.model."): error for name, error in made.errors.items()}
+    whole = max(min(x.shape) for x in found.values())
+    return {"rank": rank, "recompressed": {"from": whole, "rank": rank, "error": made.error, "layers": layers}}

@@ -42,6 +42,8 @@ def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progres
     parts = [(settings.data.forget, given.records.pop("forget", [])), (settings.data.retain, given.records["retain"])]
     for number, source in enumerate(settings.data.train, 1):
         more = TASKS[task].read(source, limit=settings.data.limit, tag_names=settings.data.tag_names)
+        if settings.data.without:
+            more = sides.leave_out(given, f"train-{number}", more, settings.data.without)
         parts.append((source, more))
         given.sources[f"train-{number}"] = {"rows": len(parts[-1][1]), "fingerprint": fingerprint(parts[-1][1])}
     given.records["retain"] = [r for _, records in parts for r in records]

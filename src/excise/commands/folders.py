@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from excise import artifacts, files, recipe
+from excise import artifacts, files, recipe, verdict
 from excise.commands.starting import limits
 from excise.errors import IntegrityFailed, UsageError
 
@@ -59,6 +59,9 @@ def standing(settings: recipe.Recipe, *, resume: bool) -> tuple[artifacts.RunFol
     if used and run.recipe.is_file() and recipe.load(str(run.recipe)) != settings:
         raise IntegrityFailed(f"{settings.out}: begun with another recipe; resume with the same one")
     record = artifacts.read_manifest(run) if used and run.manifest.is_file() else artifacts.Manifest()
+    fixed = (record.get("verify") or {}).get("sha256")
+    if fixed is not None and fixed != verdict.digest(settings.verify):
+        raise IntegrityFailed(f"{settings.out}: begun with other thresholds (verify); resume with the same ones")
     if record.get("status") != "done":
         return run, False
     changed = artifacts.changed_files(run, record.get("files", {}))
@@ -70,6 +73,17 @@ def standing(settings: recipe.Recipe, *, resume: bool) -> tuple[artifacts.RunFol
 def stopping_of(folder: str | None) -> Path | None:
     """Where the stopping rule of a run keeps what it saw."""
     return artifacts.RunFolder(Path(folder)).stopping if folder else None
+
+
+def thresholds(settings: recipe.Recipe, earlier: str | None = None) -> dict[str, str]:
+    """The hash of the thresholds, for a record that is written before anything is measured.
+
+    Args:
+        settings: The recipe.
+        earlier: The run folder that is measured again: the hash that stands in its record counts.
+    """
+    begun = record(earlier) or artifacts.Manifest()
+    return {"sha256": (begun.get("verify") or {}).get("sha256") or verdict.digest(settings.verify)}
 
 
 def main_rank() -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from excise import models, recipe
 from excise.commands.measuring import diagnostics
-from excise.commands.starting import beginning, gathering, limits, objective, preparing, sides
+from excise.commands.starting import beginning, editing, gathering, limits, objective, preparing, sides
 from excise.forward import REFERENCE, View, base_side, passes
 from excise.reference import stored_products
 from excise.schedule import Plan
@@ -38,6 +38,7 @@ def plan(settings: recipe.Recipe) -> dict[str, Any]:
     terms = objective.terms(settings.objective)
     objective.check_sides(terms, given.records)
     objective.check_task(terms, settings.model.task)
+    objective.check_stand_in(terms, settings.data)
     wanted = beginning.wanted(settings, terms, pictured=diagnostics.wanted(settings))
     beginning.check_sides(wanted, given.records)
     config = models.read_config(settings.model)
@@ -46,10 +47,12 @@ def plan(settings: recipe.Recipe) -> dict[str, Any]:
     names = objective.sides_read(terms)
     context, classes = models.context_of(config), preparing.classes_of(settings, given)
     sides.cut(given, tokenizer, sides.encoding(settings.data, context=context), task=task, long=settings.data.long)
-    read = list(dict.fromkeys([*names, *wanted.sides]))
+    counted = editing.check(settings, given)
+    read = list(dict.fromkeys([*names, *objective.populations_read(terms), *wanted.sides, *counted]))
     rows = sides.encode(
         given, read, tokenizer, settings.data, seed=settings.seed, context=context, task=task, classes=classes
     )
+    chosen = editing.chosen(settings, counted, rows, tokenizer)
     needs = objective.needs(terms)
     counts = {side: count for side, count in rows.counts.items() if side in names}
     by_class = {"retain": rows.classes_of("retain", classes)} if classes else {}
@@ -70,13 +73,14 @@ def plan(settings: recipe.Recipe) -> dict[str, Any]:
         "products": [_product_name(p) for p in needs],
         "reference": [_product_name(p) for p in stored],
         "reference_kept_as": "stored columns, computed once; no second model is held" if stored else "none needed",
+        "edit": editing.counted(settings, counted, chosen) if chosen is not None else None,
         "start": size.start(wanted) if wanted.start.moves or wanted.statistics else None,
         "negatives": settings.schedule.retain_batch if any(t.batch_coupled for t in terms) else None,
         "steps": size.plan.steps,
         "rows": {k: len(v) for k, v in given.records.items()},
-        "memory": size.memory(cost, stored),
+        "memory": size.memory(cost, stored, wanted),
         "seconds": size.seconds(cost),
-        "warnings": [*given.warnings, *objective.cautions(settings.objective)],
+        "warnings": [*settings.chosen[1:], *given.warnings, *objective.cautions(settings.objective)],
     }
 
 
@@ -127,10 +131,11 @@ class _Size:
 
     def _batch(self, side: str) -> int:
         how = self.settings.schedule
-        return {"retain": how.retain_batch, "contrast": how.contrast_batch}.get(side, how.forget_batch)
+        sizes = {"forget": how.forget_batch, "contrast": how.contrast_batch, "never_seen": how.never_seen_batch}
+        return (how.forget_batch if side.startswith("forget") else sizes.get(side)) or how.retain_batch
 
-    def memory(self, cost: Any, stored: list) -> dict[str, int]:
-        """Bytes: weights, gradients and optimizer, activations of a step, the stored reference."""
+    def memory(self, cost: Any, stored: list, begun: beginning.Wanted) -> dict[str, int]:
+        """Bytes: weights, gradients and optimizer, activations of a step, the stored reference, shapes of updates."""
         from excise.forward.vocabulary import KEEP_ELEMENTS
 
         bytes_ = 2 if self.settings.model.precision == "bf16" else 4
@@ -139,6 +144,10 @@ class _Size:
         if lora is not None:
             rank = int(lora.get("r", 8))
             trained = self.depth * rank * (8 * self.width + 3 * (self.width + self.inner))
+        shapes = 0
+        if begun.shaper is not None:  # M, a copy of it while it is moved, and P for each input of a block
+            trained = self.block * self.depth if self.settings.model.train_only is None else trained
+            shapes = 8 * trained + 4 * self.depth * (3 * self.width**2 + self.inner**2)
         activations = 0.0
         for (side, model), wanted in cost.items():
             tokens, labels = self._tokens(side)
@@ -159,6 +168,7 @@ class _Size:
             "gradients_and_optimizer": trained * (bytes_ + 8),
             "activations": int(activations),
             "reference": int(reference),
+            **({"shapes": shapes} if shapes else {}),
         }
 
     def start(self, wanted: beginning.Wanted) -> dict[str, Any]:
@@ -170,12 +180,12 @@ class _Size:
         operations = 0.0
         for statistic in wanted.statistics:
             rows = self.rows.examples[statistic.side][: gathering.row_limit(self.settings.statistics)]
-            tokens, moments = sum(len(e.input_ids) for e in rows), statistic.kind == "output_moments"
+            tokens, moments = sum(len(e.input_ids) for e in rows), statistic.kind.endswith("_moments")
             operations += 2 * tokens * repeats * self.block * self.depth * (1 if moments else 3)
             operations += 2 * tokens * squares * moments
         return {
-            "name": wanted.start.name,
-            "base": wanted.start.base if wanted.start.moves else "kept",
+            "name": (wanted.shaper or wanted.start).name,
+            "base": "changed" if wanted.shaper else wanted.start.base if wanted.start.moves else "kept",
             "statistics": [f"{s.kind}({s.side})" for s in wanted.statistics],
             "passes_each": repeats,
             "seconds": self._seconds(operations),

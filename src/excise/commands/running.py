@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import shutil
 from pathlib import Path
 
 from excise import artifacts, recipe, reporting
 from excise.commands import folders, training
-from excise.commands.measuring import evaluation
+from excise.commands.measuring import evaluation, writing
 from excise.commands.progress import Progress
 from excise.commands.starting import objective, preparing, sides
 from excise.errors import NotShown
@@ -48,7 +50,7 @@ def run(
         _refuse_inadmissible(folder)
         return report
     given = sides.of(settings)
-    tasks = evaluation.tasks_of(settings)
+    asked = evaluation.asked_of(settings)
     objective.check_sides(objective.terms(settings.objective), given.records)
     prepared = preparing.prepare_unlearning(settings, given, resume=resume)
     evaluation.refuse_unfit(given, prepared.tokenizer, settings)
@@ -57,22 +59,17 @@ def run(
         if not folders.main_rank():
             return folder.report
         records = evaluation.limited(given.records, settings.evaluate, task=settings.model.task)
+        measure = functools.partial(
+            evaluation.measure_named, records=records, settings=settings, progress=progress, asked=asked,
+            aside=folder.parts,
+        )  # fmt: skip
         named = {"original": settings.model.name, "gold": settings.evaluate.gold}
-        measured = {
-            role: evaluation.measure_named(role, place, records, settings, progress, tasks)
-            for role, place in named.items()
-            if place
-        }
-        measured["unlearned"] = evaluation.measure_model(
-            "unlearned", model, prepared.tokenizer, records, settings, progress
-        )
-        measured["unlearned"].choices = evaluation.ask(
-            "unlearned", model, prepared.tokenizer, tasks, settings, progress
-        )
+        measured = {role: measure(role, place) for role, place in named.items() if place}
+        lend = functools.partial(tuple, (model, prepared.tokenizer))
+        measured["unlearned"] = measure("unlearned", str(folder.model), lend=lend)
         geometry = json.loads(folder.geometry.read_text()) if folder.geometry.is_file() else None
-        evaluation.write(
-            folder, measured, records, settings, progress, log=artifacts.read_log(folder), geometry=geometry
-        )
+        writing.write(folder, measured, records, settings, progress, log=artifacts.read_log(folder), geometry=geometry)
+        shutil.rmtree(folder.parts, ignore_errors=True)
         extra = {"files": artifacts.hash_files(folder)}
         artifacts.write_manifest(folder, training.manifest(prepared, "done", extra))
         with progress.stage("report"):

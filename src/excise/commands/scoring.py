@@ -9,13 +9,15 @@ from excise import artifacts, reporting
 from excise.errors import InputRefused
 from excise.metrics import class_scores, logs
 from excise.metrics.scores import score as score_tables
+from excise.metrics.table import Table
 
 
 def score(log: str | Path, against: str | Path | None = None) -> dict[str, Any]:
     """Metrics from saved tables alone, no model: ours, TOFU's ``eval_log_aggregated.json``, OpenUnlearning's logs.
 
     Args:
-        log: A run folder, a folder of tables, or a log file.
+        log: A run folder, a folder of tables, or a log file. What is relative to the original is shown where its tables
+            lie in the same run folder.
         against: The gold's; of a run folder its gold is read.
 
     Returns:
@@ -30,8 +32,17 @@ def score(log: str | Path, against: str | Path | None = None) -> dict[str, Any]:
     """
     own = logs.read(log, _role(Path(log), "unlearned"))
     gold = logs.read(against, _role(Path(against), "gold")) if against else None
-    found = score_tables(own, gold) if class_scores.task_of(own) is None else class_scores.score(own, gold)
+    if class_scores.task_of(own) is not None:
+        return dict(artifacts.finite(dict(class_scores.score(own, gold).values)))
+    found = score_tables(own, gold, original=_original(Path(log)))
     return dict(artifacts.finite(dict(found.values)))
+
+
+def _original(log: Path) -> dict[str, Table] | None:
+    """The original's tables of the run folder that ``log`` is, or is a folder of tables in."""
+    tables = log / "tables" if (log / "tables").is_dir() else log.parent
+    folder = tables / "original"
+    return logs.read(folder) if tables.name == "tables" and folder.is_dir() else None
 
 
 def _role(path: Path, wanted: str) -> str | None:

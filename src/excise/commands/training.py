@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from excise import __version__, artifacts, files, models, ranks, reference, stopping, train
+from excise import __version__, artifacts, files, models, population, ranks, reference, stopping, train
 from excise.commands import folders, watching
 from excise.commands.measuring import diagnostics
 from excise.commands.progress import Progress
-from excise.commands.starting import beginning, gathering, objective
+from excise.commands.starting import beginning, editing, gathering, objective
 from excise.commands.starting.preparing import Prepared
 from excise.errors import TrainingStopped
 from excise.forward import REFERENCE, Anatomy
-from excise.initialise import apply, delivery
+from excise.initialise import apply, delivery, store
 from excise.tasks import class_maps
 
 
@@ -78,39 +78,81 @@ def fit(
     if of_reference:
         with progress.stage(f"{stage}: reference"):
             stored = reference.store(
-                p.model, anatomy, of_reference, p.rows.counts, p.rows.batch,
+                p.model, anatomy, of_reference, p.rows.counts, p.rows.batch, only=p.plan.visited(),
                 autocast=lambda: train.autocast(p.precision, device.type), device=device,
             )  # fmt: skip
-    if p.wanted.statistics or p.wanted.start.moves:
-        taker = gathering.Taker(
-            p.model, p.rows, settings.statistics, p.precision,
-            lambda: train.autocast(p.precision, device.type), p.base or "",
-        )  # fmt: skip
-        with progress.stage(f"{stage}: statistics"):
-            p.begun = beginning.begin(p.wanted, taker, run, resume=resume)
-        p.given.warnings += p.begun.warnings
+    stop = _rule(p, run, anatomy, device)  # it holds the retained rows against the original too
+    _begin(p, run, progress, stage, device, resume=resume)
     width = int(p.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
     fixed = {**p.begun.constants, **(class_maps(p.classes, settings.model.task) if p.classes else {})}
-    stop = _rule(p, run, anatomy, device)
+    retake = _populations(p, anatomy, device)
+    if retake:
+        with progress.stage(f"{stage}: never-seen rows"):
+            fixed |= retake(None)
     with progress.stage(stage, p.plan.steps) as advance:
         trainer = train.UnlearnTrainer(
             p.model, p.terms, p.plan, p.rows.batch, settings, run.checkpoints,
             reference=stored, precision=p.precision,
-            constants=objective.constants(p.terms, width, settings.seed, fixed), should_stop=stop,
+            constants=objective.constants(p.terms, width, settings.seed, fixed), shapes=p.begun.shapes,
+            should_stop=_late(stop, settings.stop.after * p.plan.steps) if stop else None,
+            pace=stop.pace if stop else None, beside=stop.save if stop else None,
+            retake=retake,
             callbacks=[_Log(run, advance), *([_Active(p.model)] if p.wanted.start.base == "kept" else [])],
         )  # fmt: skip
         whole = _checkpoints(run) if resume else []
         step = int(whole[-1].name.rsplit("-", 1)[1]) if whole else 0
         artifacts.cut_log(run, step)
         if stop:
-            stop.begin(step)
-        if whole:
+            stop.begin(step, whole[-1] if whole else None)
+        if stop and stop.decided:  # killed between its last look and its weights
+            pass
+        elif whole:
             trainer.resume(whole[-1])
         else:
             trainer.train()
     if stop:
         stop.roll_back()
     return trainer
+
+
+def _begin(
+    p: Prepared, run: artifacts.RunFolder, progress: Progress, stage: str, device: torch.device, *, resume: bool
+) -> None:
+    """Edit the weights, then take statistics of what they are now, and apply the start or make the shapes."""
+    weights = p.base or ""
+    if p.chosen is not None:
+        editing.apply(p.settings, p.counted, p.chosen, p.model, run)
+        p.given.warnings += editing.warnings(run)
+    if not (p.wanted.statistics or p.wanted.start.moves):
+        return
+    if p.chosen is not None:
+        weights = store.fingerprint(p.model)
+    taker = gathering.Taker(
+        p.model, p.rows, p.settings.statistics, p.precision, lambda: train.autocast(p.precision, device.type), weights
+    )
+    with progress.stage(f"{stage}: statistics"):
+        p.begun = beginning.begin(p.wanted, taker, run, resume=resume)
+    p.given.warnings += p.begun.warnings
+
+
+def _late(stop: stopping.Stopping, after: float) -> Callable[[int], bool]:
+    """The rule, which does not look before a step."""
+    return lambda step: step > after and stop(step)
+
+
+def _populations(
+    p: Prepared, anatomy: Anatomy, device: torch.device
+) -> Callable[[int | None], dict[str, dict[str, torch.Tensor]]] | None:
+    """What terms read of all rows of a side: taken at the start (``None``), or what is due after a step."""
+    needs = population.wanted(objective.needs(p.terms))
+
+    def take(step: int | None) -> dict[str, dict[str, torch.Tensor]]:
+        return population.take(
+            p.model, anatomy, population.wanted(needs, step=step), p.rows.counts, p.rows.batch,
+            autocast=lambda: train.autocast(p.precision, device.type), device=device,
+        )  # fmt: skip
+
+    return take if needs else None
 
 
 def _rule(p: Prepared, run: artifacts.RunFolder, anatomy: Anatomy, device: torch.device) -> stopping.Stopping | None:
@@ -153,11 +195,13 @@ def manifest(prepared: Prepared, status: str, extra: dict[str, Any] | None = Non
             "parameters": models.parameter_count(p.model),
             **({"sha256": p.base} if p.base else {}),
         },
-        **({"start": beginning.cited(p.wanted)} if p.wanted.start.moves else {}),
+        **({"start": beginning.cited(p.wanted)} if p.wanted.start.moves or p.wanted.shaper else {}),
+        **editing.record(p.settings.out),
         "data": p.given.sources,
+        "verify": folders.thresholds(p.settings),
         **stopping.record(p.settings.stop, folders.stopping_of(p.settings.out)),
         "terms": objective.cited(p.settings.objective, p.terms),
-        "warnings": [*p.given.warnings, *objective.cautions(p.settings.objective)],
+        "warnings": [*p.settings.chosen[1:], *p.given.warnings, *objective.cautions(p.settings.objective)],
         **(extra or {}),
     }
 
@@ -168,7 +212,7 @@ def train_into(
     """Train and save the weights whole, or load them where that is done; adapters come back merged."""
     if resume and (run.model / "COMPLETE.json").is_file():
         files.verify(run.model)
-        prepared.given.warnings += beginning.warnings(run)
+        prepared.given.warnings += [*beginning.warnings(run), *editing.warnings(run)]
         return _delivered(prepared, run)
     artifacts.write_manifest(run, manifest(prepared, "running"))
     try:

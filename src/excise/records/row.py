@@ -10,6 +10,7 @@ from excise.records.source import refuse
 
 FORMATS = {
     "prompt/completion": ("prompt", "completion"),
+    "prompt/gt": ("prompt", "gt"),  # as MUSE names them
     "question/answer": ("question", "answer"),
     "messages": ("messages",),
     "text": ("text",),

@@ -98,7 +98,7 @@ def check_sides(forget: Sequence[Record], others: Mapping[str, Sequence[Record]]
     for side, records in sides.items():
         if not records:
             raise InputRefused(f"the side {side!r} has no rows: give at least one")
-    keys = {side: [_key(r) for r in records] for side, records in sides.items()}
+    keys = {side: [identity(r) for r in records] for side, records in sides.items()}
     pairs = [("forget", side) for side in others]
     if "never_seen" in others:
         pairs += [(side, "never_seen") for side in others if side != "never_seen"]
@@ -162,7 +162,13 @@ def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
-def _key(record: Record) -> tuple[str, str]:
+def identity(record: Record) -> tuple[str, str]:
+    """What makes two rows the same: prompt and completion after NFKC, case folding and joining of white space.
+
+    Example:
+        >>> identity(Record("Who  wrote it?", "ADA")) == identity(Record("who wrote it?", "Ada "))
+        True
+    """
     return _normal(record.prompt or ""), _normal(record.completion)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from excise.errors import InputRefused, UsageError
 
 # Names that a message may repeat, and columns that a table leaves empty.
-_REQUIRED = {"prompt", "completion", "question", "answer", "messages", "role", "content", "text", "tokens",
+_REQUIRED = {"prompt", "completion", "gt", "question", "answer", "messages", "role", "content", "text", "tokens",
              "ner_tags", "tags", "label"}  # fmt: skip
 _OPTIONAL = {"paraphrased_question", "paraphrased_answer", "paraphrases", "perturbed_answer", "false_answers",
              "alternatives", "group", "author"}  # fmt: skip

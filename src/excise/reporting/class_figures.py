@@ -158,13 +158,16 @@ def classes(picture: Mapping[str, Any], others: Sequence[str]) -> Figure | None:
     )
 
 
-def membership(picture: Mapping[str, Any], others: Sequence[str]) -> Figure | None:
-    """Loss of forgotten and never-seen rows on their entities, one panel a model."""
-    edges = [float(v) for v in as_list(picture.get("edges")) if isinstance(v, int | float) and v > 0]
+def membership(
+    picture: Mapping[str, Any], others: Sequence[str], what: str = "the right classes of a row"
+) -> Figure | None:
+    """Loss of forgotten and never-seen rows, one panel a model; a logarithmic axis where edges begin above 0."""
+    edges = [float(v) for v in as_list(picture.get("edges")) if isinstance(v, int | float) and v >= 0]
     models = {name: _shares(as_map(sides), len(edges) - 1) for name, sides in as_map(picture.get("models")).items()}
     models = {name: sides for name, sides in models.items() if sides}
-    if not models or len(edges) < 2:
+    if not models or len(edges) < 2 or edges[-1] <= edges[0]:
         return None
+    wide = edges[0] > 0
     top = max(max(values) for sides in models.values() for values in sides.values())
     ticks = [10.0**k for k in range(-6, 4) if edges[0] <= 10.0**k * 1.001 and 10.0**k <= edges[-1] * 1.001]
 
@@ -172,8 +175,11 @@ def membership(picture: Mapping[str, Any], others: Sequence[str]) -> Figure | No
         for side, values in sides.items():
             look = side_look(side)
             axes.stairs(values, edges, color=look.colour, linewidth=1.8, linestyle="-" if side == "forget" else "--")
-        axes.set(xscale="log", xlim=(edges[0], edges[-1]), ylim=(0, 1.08 * top), xlabel="loss (nats)", ylabel="share")
-        axes.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator(), major_formatter=plain_ticks())
+        axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.08 * top), xlabel="loss (nats)", ylabel="share")
+        if wide:
+            axes.set_xscale("log")
+            axes.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator())
+        axes.xaxis.set_major_formatter(plain_ticks())
         axes.yaxis.set(major_locator=MaxNLocator(4), major_formatter=plain_ticks())
 
     panels = []
@@ -184,9 +190,10 @@ def membership(picture: Mapping[str, Any], others: Sequence[str]) -> Figure | No
     return Figure(
         "membership",
         "Who looks known",
-        "How surprised the model is by the right classes of a row: the share of rows at each loss, on a logarithmic "
-        "axis. Forgotten rows left of never-seen ones look known, right of them they look avoided; an outsider can use "
-        "either. They need not lie on each other: the aim is the gold's picture.",
+        f"How surprised the model is by {what}: the share of rows at each loss"
+        f"{', on a logarithmic axis' if wide else ''}. Forgotten rows left of never-seen ones look known, right of "
+        "them they look avoided; an outsider can use either. They need not lie on each other: the aim is the gold's "
+        "picture.",
         tuple(panels),
         tuple(
             Key(line_mark(side_look(side), broken=side != "forget"), side_title(side))
@@ -206,7 +213,8 @@ def _shares(sides: Mapping[str, Any], bins: int) -> dict[str, list[float]]:
 
 def _mode(values: Sequence[float], edges: Sequence[float]) -> float:
     at = max(range(len(values)), key=values.__getitem__)
-    return float(np.sqrt(edges[at] * edges[at + 1]))
+    low, high = edges[at], edges[at + 1]
+    return float(np.sqrt(low * high)) if edges[0] > 0 else (low + high) / 2
 
 
 def _ordered(models: Mapping[str, Any], others: Sequence[str]) -> list[str]:

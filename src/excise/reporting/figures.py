@@ -27,7 +27,7 @@ from excise.reporting.style import (
     side_title,
     target_mark,
 )
-from excise.reporting.svg import STYLE, canvas_of, inline, log_ticks, plain_ticks
+from excise.reporting.svg import STYLE, canvas_of, inline, plain_ticks
 from excise.reporting.words import number
 
 _MOST_POINTS = 150  # per side and model on a map: enough to see the shape, small enough to mail
@@ -140,43 +140,6 @@ def relearning(
         "An attacker who holds some of the records trains on them; drawn is how likely the other forgotten "
         f"{what} become. A curve above the gold's means that the knowledge was hidden rather than gone.",
         (Panel("", f"Line chart of relearning over {steps[0]:g} to {steps[-1]:g} steps. {told}.", svg),),
-        _line_keys(shown, others),
-    )
-
-
-def entanglement(
-    curves: Mapping[str, Sequence[float | None]], layers: Sequence[Any], others: Sequence[str]
-) -> Figure | None:
-    """Entanglement of forget and retain states at each layer, one line a model."""
-    shown = {name: list(values) for name, values in curves.items() if _any(values) and len(values) == len(layers)}
-    if not shown:
-        return None
-    finite = [v for values in shown.values() for v in values if v is not None and v > 0]
-    wide = bool(finite) and max(finite) / min(finite) > 12
-    with mpl.rc_context(STYLE):
-        canvas, axes = canvas_of(340, 235)
-        for name, values in shown.items():
-            look = model_look(name, others)
-            axes.plot(range(len(layers)), _gaps(values), dashes=look.dashes or (None, None), **marking(look))
-        if wide:
-            axes.set_yscale("log")
-            axes.yaxis.set(major_locator=FixedLocator(log_ticks(min(finite), max(finite))), minor_locator=NullLocator())
-        else:
-            axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(plain_ticks())
-        every = max(1, math.ceil(len(layers) / 9))
-        places = list(range(0, len(layers), every))
-        axes.set_xticks(places, [str(layers[place])[:6] for place in places])
-        axes.set(xlabel="layer", ylabel="entanglement")
-        svg = inline(canvas, "entanglement")
-    told = "; ".join(f"{model_title(m)}: last layer {number(v[-1])}" for m, v in shown.items())
-    return Figure(
-        "entanglement",
-        "Entanglement by layer",
-        "How much the model's inner states of forgotten and kept records overlap. Lower means further apart, "
-        "which is not better by itself: the gold's line is the aim. "
-        "The last layer is the one that answers are read from.",
-        (Panel("", f"Line chart of entanglement at {len(layers)} layers. {told}.", svg),),
         _line_keys(shown, others),
     )
 

@@ -37,6 +37,7 @@ _GROUPS = (
     "Inside the model",
     "Under attack",
     "Multiple choice",
+    "MUSE",
     "Other numbers",
 )
 
@@ -106,9 +107,11 @@ def groups(results: Results) -> list[Group]:
 
 
 def missing(results: Results) -> dict[str, str]:
-    """Name -> title of the catalogue's numbers that no unlearned model of this run has."""
+    """Name -> title of the catalogue's numbers that no unlearned model of this run has; MUSE's where any was asked."""
     models = results.unlearned()
     known = of_task(results.task)
+    if not any(name.startswith("muse_") for m in models for name in results.models[m]):
+        known = {name: metric for name, metric in known.items() if metric.source != "muse"}
     return {k: metric.title for k, metric in known.items() if not any(results.number(m, k).shown for m in models)}
 
 
@@ -201,6 +204,8 @@ def _group(name: str, task: str) -> str:
     metric = find(name, task)
     if metric is None:
         return "Other numbers"
+    if metric.source == "muse":
+        return "MUSE"
     if metric.source == "choices":
         return "Multiple choice"
     if metric.source != "tables":

@@ -1,6 +1,7 @@
-"""What was found, in plain words: the checks with the gold's number beside each, and one headline over them.
+"""What was found, in plain words: statements, and one headline over them; here by the report's own checks.
 
-Nothing here says that data was erased or that a law is kept: it says what tests saw.
+A run that was verified has its statements from `excise.reporting.tested` instead. Neither says that data was erased or
+that a law is kept: they say what tests saw.
 """
 
 from __future__ import annotations
@@ -32,28 +33,42 @@ _COUNTED: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Statement:
-    """One check: how it came out, what was seen, and (whose, value, interval) of this model, the gold, the original."""
+    """One question: how it came out, as kind and as a word, what was seen, and (name, value, small print) beside it.
+
+    Beside a check stand this model, the gold and the original; beside the tests of a verdict, how many came out how,
+    and as points each that failed with what that means.
+    """
 
     key: str
     kind: Kind
+    word: str
     title: str
     text: str
     beside: tuple[tuple[str, str, str], ...]
-
-    @property
-    def word(self) -> str:
-        """The outcome as a word."""
-        return KIND_WORDS[self.kind]
+    points: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The headline, a sentence that counts the checks, and the checks."""
+    """What the first page says.
+
+    Args:
+        model: The model that was judged.
+        outcome: A verdict's outcome: how it is shown, and the word; empty where there were only checks.
+        headline: The outcome in a sentence.
+        tally: What it means, or how many checks came out how.
+        statements: The questions.
+        over: What was over-forgotten, by name.
+        next: What to try next.
+    """
 
     model: str
     headline: str
     tally: str
     statements: tuple[Statement, ...]
+    outcome: tuple[Kind, str] | None = None
+    over: tuple[str, ...] = ()
+    next: tuple[str, ...] = ()
 
 
 def judge(
@@ -81,7 +96,7 @@ def judge(
             (whose, number(n.value), interval(n.low, n.high) if n.shown else "")
             for whose, n in zip(("this model", "gold", "original"), numbers, strict=True)
         )
-        statements.append(Statement(check.key, kind, check.title, text, beside))
+        statements.append(Statement(check.key, kind, KIND_WORDS[kind], check.title, text, beside))
     return Verdict(
         model, _headline({s.key: s.kind for s in statements}, results.task), _tally(statements), tuple(statements)
     )

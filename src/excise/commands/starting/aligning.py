@@ -13,6 +13,9 @@ from excise.errors import InputRefused, UsageError
 from excise.records import Record, read_records
 from excise.tasks import causal_lm
 
+#: Word of ``data.never_seen_training`` for the stand-in.
+SHUFFLED = "shuffled"
+
 
 def aligned(side: str, forget: Sequence[Record], data: recipe.Data, seed: int) -> list[Record]:
     """Rows that stand beside the forget rows: refusals and other answers, or paraphrases; drawn by (seed, row).
@@ -50,6 +53,33 @@ def _alternatives(forget: Sequence[Record], data: recipe.Data, seed: int) -> lis
                 "file of refusals as data.alternatives"
             )
         out.append(_answering(record, random.Random(f"{seed}/{row}").choice(choices)))
+    return out
+
+
+def shuffled(forget: Sequence[Record], data: recipe.Data, seed: int, *, task: str = "causal_lm") -> list[Record]:
+    """A stand-in for never-seen rows: each answer under the question of a row of another group (ours).
+
+    How likely the model finds them says what it makes of such answers without what it was asked; it knows the wording
+    all the same, so real never-seen rows are better.
+
+    Raises:
+        UsageError: The task has no answers that could change places.
+        InputRefused: A row without a question, or rows of a single group.
+    """
+    if task != "causal_lm":
+        raise UsageError("data.never_seen_training: shuffled needs questions and answers: give never-seen rows instead")
+    questions = [causal_lm.question_of(record) for record in forget]
+    bare = next((r for r, q in zip(forget, questions, strict=True) if q is None), None)
+    if bare is not None:
+        raise InputRefused(f"{data.forget}:{bare.line}: no question to shuffle: give data.never_seen rows instead")
+    groups: list[object] = [row if r.group is None else f"group {r.group}" for row, r in enumerate(forget)]
+    if len(set(groups)) < 2:
+        raise InputRefused(f"{data.forget}: one group alone cannot be shuffled: give data.never_seen rows instead")
+    out = []
+    for row, record in enumerate(forget):
+        others = [i for i, group in enumerate(groups) if group != groups[row]]
+        question = questions[random.Random(f"{seed}/shuffled/{row}").choice(others)]
+        out.append(_answering(causal_lm.asking(record, question), record.completion))
     return out
 
 

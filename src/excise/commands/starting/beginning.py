@@ -10,21 +10,23 @@ import difflib
 import inspect
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from excise import artifacts, ranks, recipe
-from excise.commands.starting import objective, sides
+from excise.commands.starting import objective, shaping, sides
 from excise.commands.starting.gathering import Taker, centred, directions, groups
 from excise.errors import IntegrityFailed, UsageError
 from excise.files import COMPLETE
 from excise.initialise import apply, store
 from excise.initialise.moments import Moments, leading_directions
+from excise.initialise.preconditioned import SHAPERS, Shaper
 from excise.initialise.starts import STARTS, Factors, Start, Statistic
 from excise.objectives import source_of
 from excise.objectives.term import Term
+from excise.shaped import Shape
 
 #: Bytes of moments up to which they are held through training for the picture of what the update does.
 HELD = 2 * 2**30
@@ -39,17 +41,20 @@ class Wanted:
         start: The start; ``plain`` where none is named.
         bases: Sizes k of the retain bases that terms read (``retain_basis/<k>``).
         pictured: Moments of both sides are to be kept for the report as well.
+        shaper: Instead of a start, for whole weights: what their updates look like.
     """
 
     start: Start
     bases: tuple[int, ...] = ()
     pictured: bool = False
+    shaper: Shaper | None = None
 
     @property
     def statistics(self) -> list[Statistic]:
         """Every statistic that is taken, each once."""
         moments = [Statistic("output_moments", side) for side in ("forget", "retain")] if self.pictured else []
-        return list(dict.fromkeys([*self.start.needs.values(), *([_RETAIN] if self.bases else []), *moments]))
+        shaped = self.shaper.statistics if self.shaper else []
+        return list(dict.fromkeys([*self.start.needs.values(), *([_RETAIN] if self.bases else []), *moments, *shaped]))
 
     @property
     def needed(self) -> bool:
@@ -64,12 +69,13 @@ class Wanted:
 
 @dataclass
 class Begun:
-    """What a run began with: the factors as they stand in the model, bases by constant's name, moments, warnings."""
+    """What a run began with: factors as they stand in the model, bases by constant, moments, warnings, shapes."""
 
     factors: dict[str, Factors] = field(default_factory=dict)
     constants: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     moments: dict[str, dict[str, Moments]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    shapes: dict[str, Shape] = field(default_factory=dict)
 
 
 # --- what is asked, and what is refused ---------------------------------------------------------------------------
@@ -91,6 +97,9 @@ def wanted(settings: recipe.Recipe, terms: Sequence[Term], *, pictured: bool = F
     if len(named) > 1:
         raise UsageError(f"initialise names {' and '.join(named)}: an adapter has one start")
     ((name, options),) = named.items()
+    if name in SHAPERS:
+        shaper = shaping.shaper(name, options or {}, settings)
+        return replace(wanted(replace(settings, initialise={}), terms), shaper=shaper)
     start = _start(name, options or {}, settings)
     apply.check_config(start, settings.model.lora)
     details = [str(p.detail) for p in objective.needs(terms) if p.what == "constant"]
@@ -112,11 +121,15 @@ def check_sides(want: Wanted, given: Collection[str]) -> None:
     """Refuse, before anything loads, a start whose side the recipe does not give."""
     for side in want.sides:
         if side not in given:
-            raise UsageError(f"initialise.{want.start.name} reads the side {side!r}, which the recipe does not give")
+            raise UsageError(
+                f"initialise.{(want.shaper or want.start).name} reads the side {side!r}, which the recipe does not give"
+            )
 
 
 def cited(want: Wanted) -> dict[str, Any]:
     """The start for the record of a run: name, settings, source."""
+    if want.shaper is not None:
+        return shaping.cited(want.shaper)
     start = want.start
     source = source_of(cast(Any, STARTS[start.name]))
     return {"name": start.name, "base": start.base, "options": dict(start.options), "citation": source}
@@ -125,8 +138,8 @@ def cited(want: Wanted) -> dict[str, Any]:
 def _start(name: str, options: Any, settings: recipe.Recipe) -> Start:
     factory = STARTS.get(name)
     if factory is None:
-        near = difflib.get_close_matches(name, STARTS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(STARTS)}"
+        near = difflib.get_close_matches(name, [*STARTS, *SHAPERS], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join([*STARTS, *SHAPERS])}"
         raise UsageError(f"initialise: unknown start {name!r}{hint}")
     if not isinstance(options, Mapping):
         raise UsageError(f"initialise.{name}: expected settings, found {options!r}")
@@ -153,6 +166,9 @@ def check(want: Wanted, model: nn.Module, rows: sides.Rows, settings: recipe.Sta
     Raises:
         UsageError: Naming the layer, or the number of directions.
     """
+    if want.shaper is not None:
+        shaping.check(want.shaper, model, rows, settings)
+        return
     apply.check_layers(model, want.start)
     layers = apply.layers(model)
     ranks = [apply.rank_of(layer) for layer in layers.values()]
@@ -184,6 +200,8 @@ def begin(want: Wanted, taker: Taker, run: artifacts.RunFolder, *, resume: bool)
         IntegrityFailed: ``init/`` is missing, damaged, or of another model, other rows or other settings.
         UsageError: The rows of a layer span fewer directions than its rank.
     """
+    if want.shaper is not None:
+        return Begun(shapes=shaping.begin(want.shaper, taker, run, resume=resume))
     layers = apply.layers(taker.model)
     made = _made(want, taker, list(layers))
     folder, kept = run.root / "init", want.start.moves or bool(want.bases)

@@ -105,6 +105,12 @@ class Taker:
 
     def _taken(self, statistic: Statistic, names: Sequence[str]) -> dict[str, Any]:
         anatomy, options = Anatomy.of(self.model), dict(statistic.options)
+        if statistic.kind == "input_moments":
+            s = self.settings
+            return collect(
+                self.model, anatomy, self.batches(statistic.side), pooling="token", positions=s.positions,
+                rows=row_limit(s), autocast=self.autocast, side="entering", layers=names,
+            )  # fmt: skip
         if statistic.kind == "output_moments":
             return self._moments(statistic.side, names, anatomy)
         layers, loss = apply.layers(self.model), importance.label_loss(self.model, anatomy)
@@ -121,7 +127,8 @@ class Taker:
     def _moments(self, side: str, names: Sequence[str], anatomy: Anatomy) -> dict[str, Moments]:
         s, layers = self.settings, apply.layers(self.model)
         count = sum(len(e.input_ids) for e in self.rows.examples[side][: row_limit(s)])
-        plain = s.pooling == "token" and s.preset is None and all(not apply.quantised(layers[n]) for n in names)
+        stored = any(apply.quantised(layers[n]) for n in names if n in layers)
+        plain = s.pooling == "token" and s.preset is None and not stored
         return collect(
             self.model, anatomy, self.batches(side), pooling=s.pooling, positions=s.positions, rows=row_limit(s),
             autocast=self.autocast, preset=s.preset, layers=names,

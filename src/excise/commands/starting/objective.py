@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
-from excise import recipe
+from excise import population, recipe
+from excise.commands.starting.aligning import SHUFFLED
 from excise.errors import UsageError
 from excise.forward import Product, base_side
 from excise.objectives import FORGET, REGULARISE, RETAIN, deepcut_cautions, rmu_direction, source_of
 from excise.objectives.term import Dual, Ramp, Term
+from excise.schedule import NEVER_SEEN
 
 #: Sides that are made from those that a recipe gives.
 MADE = ("forget_alternative", "forget_paraphrase", "contrast")
@@ -111,8 +113,37 @@ def needs(made: Sequence[Term]) -> list[Product]:
 
 
 def sides_read(made: Sequence[Term]) -> list[str]:
-    """The sides that the terms read."""
+    """The sides that the terms read, a batch at a time."""
     return list(dict.fromkeys(str(base_side(p.side)) for p in needs(made) if p.side is not None))
+
+
+def populations_read(made: Sequence[Term]) -> list[str]:
+    """The sides of which the terms read all rows at once."""
+    return list(dict.fromkeys(population.named(p).side for p in population.wanted(needs(made))))
+
+
+def reads_never_seen(made: Sequence[Term]) -> bool:
+    """Whether a term reads rows that no model was trained on."""
+    return NEVER_SEEN in (*sides_read(made), *populations_read(made))
+
+
+def trains_never_seen(objective: recipe.Objective) -> bool:
+    """`reads_never_seen` of an objective by names; one that cannot be built is refused by `terms`."""
+    try:
+        return reads_never_seen(terms(objective))
+    except UsageError:
+        return False
+
+
+def check_stand_in(made: Sequence[Term], data: recipe.Data) -> None:
+    """Refuse a stand-in for never-seen rows where their states are read: those would hold what is to be forgotten."""
+    for term in made if data.never_seen_training == SHUFFLED else ():
+        whole = [population.named(p) for p in population.wanted(term.needs())]
+        if NEVER_SEEN in sides_read([term]) or any(w.kind == "states" and w.side == NEVER_SEEN for w in whole):
+            raise UsageError(
+                f"the term {term.name!r} reads states of never-seen rows, for which data.never_seen_training: shuffled "
+                "is no stand-in: leave it out (anchor: sides: [retain]), or give never-seen rows"
+            )
 
 
 def check_sides(made: Sequence[Term], given: Collection[str]) -> None:
@@ -120,8 +151,13 @@ def check_sides(made: Sequence[Term], given: Collection[str]) -> None:
     for term in made:
         for p in term.needs():
             side = base_side(p.side)
-            if side is not None and side not in given and side not in MADE:
+            if side is not None and side not in given and side not in (*MADE, NEVER_SEEN):
                 raise UsageError(f"the term {term.name!r} reads the side {side!r}, which the recipe does not give")
+    for side in populations_read(made):
+        if side not in given and side != NEVER_SEEN:
+            raise UsageError(f"the objective reads all rows of the side {side!r}, which the recipe does not give")
+    if reads_never_seen(made) and not {"never_seen", "never_seen_training"} & set(given):
+        raise UsageError("the objective reads never-seen rows, which the recipe does not give: name data.never_seen")
 
 
 def check_task(made: Sequence[Term], task: str) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 from excise import models, recipe
 from excise.commands import folders
 from excise.commands.measuring import diagnostics
-from excise.commands.starting import beginning, objective, sides
+from excise.commands.starting import beginning, editing, objective, shaping, sides
+from excise.editing import Chosen
 from excise.errors import IntegrityFailed
 from excise.forward import Anatomy, Step, token_logp
 from excise.initialise import store
@@ -23,7 +24,11 @@ from excise.tasks import TASKS
 
 @dataclass
 class Prepared:
-    """Everything that is known before weights move; ``base`` is the fingerprint of the weights below an adapter."""
+    """Everything that is known before weights move.
+
+    ``base`` is the fingerprint of the weights that an adapter or a shape is made on, ``counted`` the sides whose tokens
+    an edit counts, and ``chosen`` the embedding rows that it resets.
+    """
 
     settings: recipe.Recipe
     given: sides.Sides
@@ -37,6 +42,8 @@ class Prepared:
     base: str | None = None
     classes: tuple[str, ...] = ()
     begun: beginning.Begun = field(default_factory=beginning.Begun)
+    counted: tuple[str, ...] = ()
+    chosen: Chosen | None = None
 
 
 def prepare(
@@ -56,17 +63,21 @@ def prepare(
     """
     objective.check_sides(terms, given.records)
     objective.check_task(terms, settings.model.task)
+    objective.check_stand_in(terms, settings.data)
     wanted = beginning.wanted(settings, terms, pictured=pictured)
     beginning.check_sides(wanted, given.records)
+    counted = editing.check(settings, given)
     _same_rows(begun, given)
     names, watched = objective.sides_read(terms), [s for s in (sides.CALIBRATION, sides.WATCH) if s in given.records]
     task, how = settings.model.task, sides.encoding(settings.data, context=context(settings))
     classes = classes_of(settings, given, new=new)
     sides.cut(given, tokenizer, how, task=task, long=settings.data.long)
     rows = sides.encode(
-        given, list(dict.fromkeys([*names, *wanted.sides, *watched])), tokenizer, settings.data,
+        given, list(dict.fromkeys([*names, *objective.populations_read(terms), *wanted.sides, *watched, *counted])),
+        tokenizer, settings.data,
         seed=settings.seed, context=context(settings), task=task, classes=classes,
     )  # fmt: skip
+    chosen = editing.chosen(settings, counted, rows, tokenizer)
     model = models.load(settings.model, tokenizer=tokenizer, classes=classes, seed=settings.seed)
     objective.check_layers(terms, Anatomy.of(model).depth)
     precision: str = settings.model.precision
@@ -80,10 +91,15 @@ def prepare(
     )  # fmt: skip
     torch.manual_seed(settings.seed)  # an adapter's factors are drawn here
     model = models.prepare(model, settings.model)
+    if wanted.shaper:
+        shaping.choose(model, settings.model)
     beginning.check(wanted, model, rows, settings.statistics)
-    base = store.fingerprint(model) if settings.model.lora is not None else None
+    base = store.fingerprint(model) if settings.model.lora is not None or wanted.shaper else None
     _same_base(begun, base)
-    return Prepared(settings, given, terms, rows, tokenizer, model, precision, plan, wanted, base, classes)
+    return Prepared(
+        settings, given, terms, rows, tokenizer, model, precision, plan, wanted, base, classes,
+        counted=tuple(counted), chosen=chosen,
+    )  # fmt: skip
 
 
 def _kept(folder: str | None) -> tuple[str, str | None] | None:

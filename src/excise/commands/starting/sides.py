@@ -7,14 +7,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from excise import forward, recipe
-from excise.commands.starting import aligning
+from excise import forward, ledger, recipe
+from excise.commands.starting import aligning, objective
+from excise.commands.starting.aligning import SHUFFLED
 from excise.errors import InputRefused, UsageError
 from excise.records import Record, check_sides, fingerprint, split_untouched
+from excise.schedule import NEVER_SEEN
 from excise.tasks import TASKS, causal_lm
 
 #: Rows that a stopping rule reads, and nothing else does.
 CALIBRATION, WATCH = "calibration", "watch"
+#: Never-seen rows that terms read as ``never_seen``; those of that name in `Sides` are the evaluation's.
+TRAINING = "never_seen_training"
+SET_ASIDE = (CALIBRATION, WATCH, TRAINING)
 KEPT = ("retain", "untouched", "never_seen")
 
 
@@ -26,11 +31,13 @@ class Sides:
         records: Rows by side, for evaluation too.
         warnings: What a careful reader should know (near duplicates, short sides).
         sources: Where each side came from, for the manifest.
+        left_out: How many rows of a side an earlier request had named.
     """
 
     records: dict[str, list[Record]]
     warnings: list[str] = field(default_factory=list)
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def read(
@@ -40,8 +47,12 @@ def read(
     need_forget: bool = True,
     task: str = "causal_lm",
     stop: recipe.Stop = recipe.Stop(),  # noqa: B008 - frozen
+    trains_never_seen: bool = False,
 ) -> Sides:
     """Read and check every side that a recipe names, as rows of its task; a stopping rule's rows are set aside.
+
+    Where terms read never-seen rows (``trains_never_seen``), theirs are set aside first: training, stopping and
+    evaluation never share a group.
 
     Raises:
         InputRefused: A missing, empty or broken file, or forget rows that also stand among the retained.
@@ -69,18 +80,64 @@ def read(
         sides.records["never_seen"] = rows(data.never_seen)
     for name, source in data.utility.items():
         sides.records[name] = rows(source)
+    if need_forget and trains_never_seen:
+        _set_training_aside(sides, data, rows, seed, task)
     if need_forget and stop.rule != "none":
         _set_aside(sides, stop, rows, seed)
+    if data.without:  # after every split, so that a split is the same before and after a request
+        for name in [side for side in sides.records if side != "forget"]:
+            sides.records[name] = leave_out(sides, name, sides.records[name], data.without)
     if need_forget:
-        others = {k: v for k, v in sides.records.items() if k in (*KEPT, CALIBRATION)}
-        sides.warnings = check_sides(sides.records["forget"], others)
+        compared = (*KEPT, CALIBRATION) if data.never_seen_training == SHUFFLED else (*KEPT, CALIBRATION, TRAINING)
+        others = {k: v for k, v in sides.records.items() if k in compared}
+        sides.warnings += check_sides(sides.records["forget"], others)
     sides.sources = {k: {"rows": len(v), "fingerprint": fingerprint(v)} for k, v in sides.records.items()}
     return sides
 
 
+def leave_out(sides: Sides, side: str, records: Sequence[Record], without: str) -> list[Record]:
+    """The rows of a side that no request of a ledger named; how many were left out becomes a warning.
+
+    Raises:
+        InputRefused: None is left.
+    """
+    named = set(ledger.forgotten(without).among(records))
+    if len(named) == len(records):
+        raise InputRefused(f"data.{side}: every row was named by an earlier request: give rows that are to be kept")
+    if named:
+        sides.warnings.append(f"{side}: {len(named)} row(s) were left out, which earlier requests named")
+        sides.left_out[side] = len(named)
+    return [r for i, r in enumerate(records) if i not in named]
+
+
 def of(settings: recipe.Recipe) -> Sides:
     """`read` for a recipe that forgets."""
-    return read(settings.data, seed=settings.seed, task=settings.model.task, stop=settings.stop)
+    return read(
+        settings.data, seed=settings.seed, task=settings.model.task, stop=settings.stop,
+        trains_never_seen=objective.trains_never_seen(settings.objective),
+    )  # fmt: skip
+
+
+def _set_training_aside(
+    sides: Sides, data: recipe.Data, rows: Callable[[str], list[Record]], seed: int, task: str
+) -> None:
+    """The never-seen rows that terms read: whole groups of them, a source of their own, or a stand-in that says so."""
+    source = data.never_seen_training
+    if source == SHUFFLED:
+        sides.records[TRAINING] = aligning.shuffled(sides.records["forget"], data, seed, task=task)
+        sides.warnings.append(
+            "never-seen rows for training: a stand-in, forgotten answers under the questions of other forgotten rows"
+        )
+    elif isinstance(source, str):
+        sides.records[TRAINING] = rows(source)
+        check_sides(sides.records[TRAINING], {k: v for k, v in sides.records.items() if k in KEPT})
+    elif "never_seen" in sides.records:
+        _divide(sides, "never_seen", TRAINING, source, seed)
+    else:
+        raise UsageError(
+            "the objective reads never-seen rows: name data.never_seen, or a file as data.never_seen_training (for "
+            "quantile alone also its stand-in, shuffled)"
+        )
 
 
 def _set_aside(sides: Sides, stop: recipe.Stop, rows: Callable[[str], list[Record]], seed: int) -> None:
@@ -104,9 +161,10 @@ def _divide(sides: Sides, side: str, new: str, share: float, seed: int) -> None:
     try:
         rest, taken = split_untouched(whole, share, seed)
     except InputRefused:
-        raise InputRefused(f"data.{side}: a single group cannot be divided for the stopping rule") from None
+        raise InputRefused(f"data.{side}: a single group is left, which cannot be divided for {new}") from None
     if not taken:
-        raise UsageError(f"stop: a share of {share:g} sets no rows of {side} aside: give more than 0")
+        key = "data.never_seen_training" if new == TRAINING else "stop"
+        raise UsageError(f"{key}: a share of {share:g} sets no rows of {side} aside: give more than 0")
     sides.records[side], sides.records[new] = [whole[i] for i in rest], [whole[i] for i in taken]
 
 
@@ -124,6 +182,9 @@ def source_of(side: str, data: recipe.Data) -> str:
         return data.forget
     if side == "contrast":
         return data.retain
+    if side in (NEVER_SEEN, TRAINING):
+        own = data.never_seen_training
+        return data.forget if own == SHUFFLED else own if isinstance(own, str) else data.never_seen or side
     if side == "untouched":
         return data.untouched if isinstance(data.untouched, str) else data.retain
     return data.utility.get(side) or getattr(data, side, None) or side
@@ -231,7 +292,9 @@ def encode(
     how = encoding(data, context=context)
     examples = {}
     for name in names:
-        if name in sides.records:
+        if name == NEVER_SEEN and TRAINING in sides.records:  # what is trained on is never what is measured
+            records = sides.records[TRAINING]
+        elif name in sides.records:
             records = sides.records[name]
         elif name == "contrast":  # the retained rows again, drawn apart from those that are trained on
             records = sides.records["retain"]
@@ -239,8 +302,9 @@ def encode(
             records = aligning.aligned(name, sides.records["forget"], data, seed)
         else:
             raise UsageError(f"the objective reads the side {name!r}, which the recipe does not give")
-        # A rewording that became too long is cut: refusing the row for it would help nobody.
-        own = replace(how, truncate=True) if name == "forget_paraphrase" else how
+        # A rewording that became too long is cut: refusing the row for it would help nobody. So is a stand-in.
+        made = name == "forget_paraphrase" or (name == NEVER_SEEN and data.never_seen_training == SHUFFLED)
+        own = replace(how, truncate=True) if made else how
         source = source_of(name, data)
         examples[name] = TASKS[task].encode_records(records, tokenizer, own, source=source, **_names(classes))
     return Rows(examples, pad_id=tokenizer.pad_token_id, task=task)
