@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-MODELS = ("original", "gold", "unlearned", "without_clreg")
+MODELS = ("original", "gold", "unlearned", "simnpo_clreg")
 BESIDE_THE_GOLD = ("entanglement", "privleak", "latent_membership_auc", "relearned_probability")
 
 

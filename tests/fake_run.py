@@ -18,7 +18,7 @@ HOSTILE = "</script><svg onload=alert(1)>\"'><img src=x onerror=alert(2)>"
 HOSTILE += "{{ 7*7 }}{% raw %}<!-- --> $x^2$ \x1b[31mred\x00\u202e"
 
 _VALUES: dict[str, tuple[float | None, ...]] = {
-    # metric: original, gold, unlearned, without_clreg
+    # metric: original, gold, unlearned, simnpo_clreg
     "forget_probability": (0.966, 0.0012, 0.0071, 0.0862),
     "retain_probability": (0.963, 0.954, 0.932, 0.936),
     "paraphrase_probability": (0.412, 0.0031, 0.0120, 0.0710),
@@ -45,12 +45,12 @@ _VALUES: dict[str, tuple[float | None, ...]] = {
     "retain_drift": (0.0, None, 0.081, 0.034),
     "relearned_probability": (0.960, 0.0034, 0.474, 0.275),
 }
-_MODELS = ("original", "gold", "unlearned", "without_clreg")
+_MODELS = ("original", "gold", "unlearned", "simnpo_clreg")
 _CURVES = {
     "original": (0.966, 0.966, 0.965, 0.964, 0.962, 0.960),
     "gold": (0.0012, 0.0013, 0.0016, 0.0020, 0.0034, 0.0081),
     "unlearned": (0.0071, 0.021, 0.064, 0.181, 0.474, 0.701),
-    "without_clreg": (0.0862, 0.094, 0.121, 0.178, 0.275, 0.446),
+    "simnpo_clreg": (0.0862, 0.094, 0.121, 0.178, 0.275, 0.446),
 }
 
 
@@ -149,7 +149,7 @@ def _pictures(gold: bool, words: Any, hostile: str | None, adapter: bool) -> dic
         "original": (96.0, 21.4, 11.2),
         "gold": (91.0, 14.2, 6.5),
         "unlearned": (95.0, 7.9, 1.01),
-        "without_clreg": (95.5, 9.3, 2.41),
+        "simnpo_clreg": (95.5, 9.3, 2.41),
     }
     names = [*models, *([hostile] if hostile else [])]
     findings = [

@@ -83,16 +83,16 @@ def table(side: str, made: Made, rows: int, *, seed: int, groups: bool) -> Table
     }  # fmt: skip
     places = (np.arange(rows) + 0.5) / rows  # the same rows in every model, so that pairs are paired
     columns["fluency"] = np.where(places < (made.fluent if side == "forget" else 0.96), 0.5, 0.001)
-    if side == "forget":
-        columns["savings"] = clip(made.savings + 0.05 * hard[1, :, 2] + 0.02 * noise[1, :, 2], 0, 1)
     if groups:
         columns["group"] = np.arange(rows) // max(rows // 12, 1) + {"forget": 0, "never_seen": 100}.get(side, 200)
     return Table(side, rows, columns)
 
 
 def outcomes(made: Made, rows: int, *, seed: int) -> dict[str, Outcome]:
-    """Relearning on half of the rows, and prompts that make something leak."""
+    """Relearning on half of the rows, training on all of them, and prompts that make something leak."""
     own, held = np.random.default_rng([seed, 3]), np.arange(0, rows, 2)
+    hard = np.random.default_rng([sum(b"savings"), 5]).normal(size=rows)
+    again = np.clip(made.savings + 0.05 * hard + 0.02 * own.normal(size=rows), 0, 1)[None]
     steps = np.clip(
         np.linspace(0, made.relearned, 4)[:, None] + 0.002 * own.normal(size=(4, len(held))), 0, 1
     )  # fmt: skip
@@ -101,6 +101,7 @@ def outcomes(made: Made, rows: int, *, seed: int) -> dict[str, Outcome]:
     return {
         "relearn": Outcome("relearn", "probability", "steps", ("0", "2", "8", "16"), {"forget": steps},
                            {"forget": held}),
+        "savings": Outcome("savings", "probability", "steps", ("24",), {"forget": again}, {"forget": np.arange(rows)}),
         "prompts": Outcome("prompts", "leak", "prompt", ("prefixed",), {"forget": leaks}, {"forget": np.arange(rows)}),
     }  # fmt: skip
 

@@ -48,8 +48,8 @@ def test_numbers_of_numpy_are_plain_numbers_in_the_file(run: RunFolder) -> None:
 
 
 def test_main_unlearned_model_stands_first() -> None:
-    results = Results({"original": {}, "without_clreg": {}, "gold": {}, "unlearned": {}})
-    assert results.unlearned() == ["unlearned", "without_clreg"]
+    results = Results({"original": {}, "simnpo_clreg": {}, "gold": {}, "unlearned": {}})
+    assert results.unlearned() == ["unlearned", "simnpo_clreg"]
 
 
 def test_absent_files_are_empty_not_errors(run: RunFolder) -> None:

@@ -15,8 +15,6 @@ from attacked import HOW, Bytes, assert_same, llama, rows, sides, snapshot, trai
 from excise.attacks import relearn, training
 from excise.errors import NotShown
 from excise.forward import Anatomy
-from excise.metrics.scores import score
-from excise.metrics.table import Table, check, load, save
 from excise.tasks import causal_lm
 
 
@@ -139,15 +137,3 @@ def test_refusals() -> None:
         made(relearn.related, llama(), {"forget": rows(3)}, rows="forget")
     with pytest.raises(ValueError, match="ascend"):
         made(relearn.savings, llama(), {"forget": rows(3)}, steps=(3, 1))
-
-
-def test_savings_become_a_number_from_the_saved_table(tmp_path: Any) -> None:
-    columns = {"row": np.arange(4), "kind": np.zeros(4), "mean_nll": np.full(4, 2.0)}
-    table = check(Table("forget", 4, {**columns, "savings": np.array([0.2, 0.4, np.nan, 0.6])}))
-    save(table, tmp_path / "t.safetensors")
-    found = score({"forget": load(tmp_path / "t.safetensors")}).values["memorisation_savings"]
-    assert found["value"] == pytest.approx(0.4)
-    assert found["n"] == 3
-    assert 0.19 < found["low"] < 0.4 < found["high"] < 0.61
-    without = score({"forget": check(Table("forget", 4, columns))})
-    assert "savings_steps" in without.not_shown["memorisation_savings"]

@@ -175,7 +175,12 @@ def test_every_attack_has_the_signature_of_the_table() -> None:
 
 def test_where_none_is_named_all_are_meant() -> None:
     assert set(attacking.settled(recipe.Recipe())) == set(ATTACKS)
-    assert attacking.planned(recipe.Recipe(), lambda name: attacked.llama()) is None
+    none = recipe.build({"evaluate": {"relearn_steps": []}})
+    assert attacking.planned(none, lambda name: attacked.llama()) is None
+    every_run = attacking.planned(recipe.Recipe(), lambda name: attacked.llama())
+    assert every_run is not None
+    assert set(every_run.settings) == {"relearn", "savings"}
+    assert every_run.settings["savings"]["control"], "without a gold, never-seen rows stand beside the forgotten"
 
 
 def test_the_rate_is_the_attack_s_own_else_relearn_lr_else_the_run_s() -> None:

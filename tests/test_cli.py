@@ -23,6 +23,8 @@ FUNCTIONS = ("demo", "evaluate", "export", "finetune", "plan", "report", "run", 
 LEDGER = ("add_run", "check_ledger", "cut", "request", "reverify", "show_ledger")
 #: tests/test_audit.py has the calls.
 AUDIT = ("audit", "canaries")
+#: What `excise run` and `excise plan` take where no recipe is named; tests/test_default.py has the calls.
+DEFAULT = ("default_recipe",)
 #: For PEFT models of one's own: no command has their name.
 LIBRARY = ("get_rila_state_dict", "initialize_lora_rila_weights", "save_lora_adapter")
 
@@ -207,7 +209,19 @@ def test_the_other_commands_hand_over(functions: Functions, tmp_path: Path) -> N
         ("demo", (tmp_path,), {"task": "qa", "quick": True, "seed": 5}),
         ("finetune", (recipe.changed(made, {"out": "o"}),), {"resume": False}),
         ("tune", (made, 4), {"study": "s.db", "processes": 2}),
-        ("evaluate", ("m",), {"suite": "tofu", "against": "g", "tasks": (), "recipe": None, "out": None}),
+        (
+            "evaluate",
+            ("m",),
+            {
+                "suite": "tofu",
+                "without": (),
+                "against": "g",
+                "tasks": (),
+                "recipe": None,
+                "out": None,
+                "resume": False,
+            },
+        ),
         ("score", ("a.json", "b.json"), {}),
         ("report", (tmp_path,), {}),
         ("export", (Path("r"),), {"to": "adapter", "out": Path("o"), "rank": 4}),
@@ -223,7 +237,19 @@ def test_the_functions_take_what_the_commands_give() -> None:
         (excise.plan, (some,), {}),
         (excise.run, (some,), {"out": out, "resume": True}),
         (excise.tune, (some, 4), {"study": None, "processes": 1}),
-        (excise.evaluate, ("m",), {"suite": "tofu", "against": None, "tasks": (), "recipe": None, "out": None}),
+        (
+            excise.evaluate,
+            ("m",),
+            {
+                "suite": "tofu",
+                "without": (),
+                "against": None,
+                "tasks": (),
+                "recipe": None,
+                "out": None,
+                "resume": True,
+            },
+        ),
         (excise.score, ("a", None), {}),
         (excise.report, (out,), {}),
         (excise.export, (out,), {"to": "merged", "out": out, "rank": None}),
@@ -232,8 +258,8 @@ def test_the_functions_take_what_the_commands_give() -> None:
 
 
 def test_every_public_function_is_documented_and_found_again() -> None:
-    assert {*FUNCTIONS, *LEDGER, *AUDIT, *LIBRARY, "recipe", "__version__"} == set(excise.__all__)
-    for name in (*FUNCTIONS, *LEDGER, *AUDIT, *LIBRARY):
+    assert {*FUNCTIONS, *LEDGER, *AUDIT, *DEFAULT, *LIBRARY, "recipe", "__version__"} == set(excise.__all__)
+    for name in (*FUNCTIONS, *LEDGER, *AUDIT, *DEFAULT, *LIBRARY):
         function = getattr(excise, name)
         assert callable(function)
         assert function.__name__ == name
@@ -267,13 +293,13 @@ def test_tables_say_what_is_not_shown(functions: Functions, tmp_path: Path, caps
 def test_a_narrow_terminal_gets_the_values_without_intervals(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models = {name: RESULTS["models"]["original"] for name in ("original", "gold", "unlearned", "without_clreg")}
+    models = {name: RESULTS["models"]["original"] for name in ("original", "gold", "unlearned", "simnpo_clreg")}
     monkeypatch.setenv("COLUMNS", "80")
     terminal.scores({"models": models})
     out = capsys.readouterr().out
     assert out.count("0.93") == 4
     assert "[0.9" not in out
-    assert "without_clreg" in out
+    assert "simnpo_clreg" in out
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

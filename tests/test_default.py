@@ -38,7 +38,7 @@ def write(folder: Path, groups: Mapping[str, int], each: int = 3, *, grouped: bo
 
 def made(folder: Path, more: Any = (), **changes: int) -> recipe.Recipe:
     groups = {side: n for side, n in (PEOPLE | changes).items() if n}
-    return choosing.settings_for([*write(folder, groups), *more])
+    return choosing.default_recipe([*write(folder, groups), *more])
 
 
 def names(settings: recipe.Recipe) -> list[str]:
@@ -51,7 +51,7 @@ def names(settings: recipe.Recipe) -> list[str]:
 def every_given() -> list[Given]:
     fields = [f.name for f in dataclasses.fields(Given) if isinstance(f.default, bool)]
     settings = [dict(zip(fields, v, strict=True)) for v in itertools.product((True, False), repeat=len(fields))]
-    more = [{"task": "causal_lm"}, {"task": "token_classification"}, {"unshaped": "of a reason", "untied": "of another"}]
+    more = [{"task": "causal_lm"}, {"task": "token_classification"}, {"unshaped": "of this", "untied": "of that"}]
     return [Given(**{**own, **other}) for own in settings for other in more]
 
 
@@ -135,18 +135,18 @@ def test_none_get_the_stand_in(tmp_path: Path) -> None:
 
 
 def test_rows_without_groups_are_divided_by_rows(tmp_path: Path) -> None:
-    settings = choosing.settings_for(write(tmp_path, PEOPLE, grouped=False))
+    settings = choosing.default_recipe(write(tmp_path, PEOPLE, grouped=False))
     assert settings.stop.rule == "two_sided"
     assert "row by row" in settings.chosen[1]
     assert len(sides.of(settings).records["never_seen_training"]) == 12
 
 
 def test_texts_without_questions(tmp_path: Path) -> None:
-    alone = choosing.settings_for(write(tmp_path, {"forget": 3, "retain": 6}, text=True))
+    alone = choosing.default_recipe(write(tmp_path, {"forget": 3, "retain": 6}, text=True))
     assert names(alone) == ["simnpo", "nll", "clreg"]
     assert "not gold-like" in alone.chosen[1]
     assert names(made(tmp_path, never_seen=0, forget=1)) == ["simnpo", "nll", "clreg"]  # one person: nothing to shuffle
-    whole = choosing.settings_for(write(tmp_path, PEOPLE, text=True))
+    whole = choosing.default_recipe(write(tmp_path, PEOPLE, text=True))
     assert {"quantile", "latent_match"} <= set(names(whole))
 
 
@@ -174,12 +174,12 @@ def test_classifiers_get_deepcut(tmp_path: Path) -> None:
             found.append((f"data.{side}", str(small_tagger.write_rows(tmp_path / f"{side}.jsonl", rows))))
         return found
 
-    whole = choosing.settings_for(keys(forget=2, retain=6, never_seen=4))
+    whole = choosing.default_recipe(keys(forget=2, retain=6, never_seen=4))
     assert (list(whole.objective.regularise), whole.stop.rule, len(whole.chosen)) == (["deepcut"], "two_sided", 1)
-    alone = choosing.settings_for(keys(forget=2, retain=6))
+    alone = choosing.default_recipe(keys(forget=2, retain=6))
     assert alone.stop.rule == "none"
     assert "no never-seen rows" in alone.chosen[1]
-    assert choosing.settings_for([*keys(forget=2, retain=6), ("objective.forget", "ga")]).chosen == ()
+    assert choosing.default_recipe([*keys(forget=2, retain=6), ("objective.forget", "ga")]).chosen == ()
 
 
 # --- the keys given on top ----------------------------------------------------------------------------------------
@@ -211,17 +211,18 @@ def test_an_adapter_and_other_optimisers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [[("objective.forget", "npo")], [("objective.forget.npo.beta", "0.1")], [("objective", "{forget: {ga: {}}}")]]
+    ("key", "value"),
+    [("objective.forget", "npo"), ("objective.forget.npo.beta", "0.1"), ("objective", "{forget: {ga: {}}}")],
 )
-def test_a_method_of_ones_own_is_left_alone(tmp_path: Path, keys: Any) -> None:
-    settings = made(tmp_path, keys)
-    assert settings == recipe.load(None, [*write(tmp_path, PEOPLE), *keys])
+def test_a_method_of_ones_own_is_left_alone(tmp_path: Path, key: str, value: str) -> None:
+    settings = made(tmp_path, [(key, value)])
+    assert settings == recipe.load(None, [*write(tmp_path, PEOPLE), (key, value)])
     assert settings.chosen == ()
 
 
 def test_what_cannot_be_read_is_the_runs_to_refuse(tmp_path: Path) -> None:
     keys = [("model.name", "m"), ("data.forget", str(tmp_path / "no.jsonl")), ("data.retain", "r")]
-    assert choosing.settings_for(keys) == recipe.load(None, keys)
+    assert choosing.default_recipe(keys) == recipe.load(None, keys)
     assert choosing.look(recipe.load(None, [("model.name", "m")])) is None
 
 
@@ -232,8 +233,8 @@ def command(small: SmallWorld, out: Path, *without: str) -> list[str]:
     """A run by flags alone, short; the model that knows everybody, and no gold."""
     given = {"--forget": "forget", "--retain": "retain", "--never-seen": "never_seen"}
     flags = [text for flag, side in given.items() if side not in without for text in (flag, str(small.sides[side]))]
-    brief = {"schedule.epochs": 2, "evaluate.generate": 0, "evaluate.relearn_steps": "[0, 1]", "evaluate.savings_steps": 0,
-             "evaluate.max_rows": 10, "model.precision": "fp32"}  # fmt: skip
+    brief = {"schedule.epochs": 2, "model.precision": "fp32", "evaluate.generate": 0, "evaluate.max_rows": 10,
+             "evaluate.relearn_steps": "[0, 1]", "evaluate.savings_steps": 0}  # fmt: skip
     keys = [text for key, value in brief.items() for text in (f"--{key}", str(value))]
     return ["run", "--model", str(small.original), *flags, "--out", str(out), *keys]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import excise
 from excise import cli, models, recipe
+from excise.attacks import outcome
 from excise.commands import evaluating
 from excise.commands.measuring import language_models, parts
 from excise.commands.progress import Progress
@@ -100,15 +102,16 @@ def killed(case: Path, out: Path, after: int, **more: Any) -> None:
     child = os.fork()
     if child == 0:  # pragma: no cover - the process that dies
         try:
-            real, saved = parts._save, []
+            saved = []
 
-            def deadly(*given: Any) -> None:
+            def deadly(real: Any, *given: Any) -> None:
                 real(*given)
                 saved.append(1)
                 if len(saved) == after:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            parts._save = deadly
+            parts._save = functools.partial(deadly, parts._save)
+            outcome.save = functools.partial(deadly, outcome.save)
             evaluated(case, out, resume=out.exists(), **more)
         finally:
             os._exit(1)
@@ -164,9 +167,9 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(
     assert not (out / "parts").exists()
     assert json.loads((out / "manifest.json").read_text())["status"] == "done"
     found = json.loads((out / "results.json").read_text())
-    assert {"generate original", "generate gold", "relearn unlearned", "muse gold"} <= set(found["seconds"])
+    assert {"generate original", "generate gold", "attack relearn unlearned", "muse gold"} <= set(found["seconds"])
     assert sum(found["shares"].values()) == pytest.approx(1)
-    assert {"generate", "measure", "relearn", "savings", "muse", "judge"} <= set(found["shares"])
+    assert {"generate", "measure", "attack relearn", "attack savings", "muse", "judge"} <= set(found["shares"])
 
 
 def test_texts_outlive_a_kill_where_they_were_asked_for(case: Path, tmp_path: Path) -> None:

@@ -144,8 +144,8 @@ def test_answers_that_do_not_fit(
     def change(rows: list[dict[str, Any]]) -> None:
         rows[6][field] = [f"{CANARY} " * 60] if field == "false_answers" else f"{CANARY} " * 60
 
-    line = _refused(_edited(small, tmp_path, "never_seen", change), tmp_path, capsys)
-    assert "never_seen.jsonl:7: " in line
+    line = _refused(_edited(small, tmp_path, "untouched", change), tmp_path, capsys)
+    assert "untouched.jsonl:7: " in line
     assert "tokens, more than max_length" in line
 
 

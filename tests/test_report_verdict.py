@@ -169,7 +169,7 @@ def test_attacks_and_layers_stand_beside_the_gold_in_words_too(folders: dict[str
     figures = [attrs["id"] for tag, attrs in page.elements if tag == "figure"]
     assert figures == [f"figure-{name}" for name in ("membership", "attacks", "latent", "lens")]
     labels = [attrs["aria-label"] or "" for _, attrs in page.elements if attrs.get("role") == "img"]
-    assert len(labels) == 3 + 4 + 3 + 2
+    assert len(labels) == 3 + 5 + 3 + 2
     curve = next(label for label in labels if "training on half of the forgotten" in label)
     assert "gold: from 0" in curve
     assert "unlearned: from 0" in curve
@@ -274,7 +274,7 @@ def test_a_budget_may_be_a_sign_or_a_word_but_nothing_else() -> None:
 
 def table(side: str, nll: list[float]) -> Table:
     n = len(nll)
-    columns = {"row": np.arange(n), "kind": np.zeros(n, np.int8), "mean_nll": np.array(nll, np.float64)}
+    columns: dict[str, Any] = {"row": np.arange(n), "kind": np.zeros(n, np.int8), "mean_nll": np.array(nll, np.float64)}
     return Table(side, n, columns)
 
 

@@ -1,8 +1,8 @@
 """excise: remove chosen training data from language models, and show how far that succeeded.
 
 The commands are functions of the same name: `demo`, `finetune`, `plan`, `run`, `tune`, `evaluate`, `score`, `report`,
-`export`, `verify`, `canaries`, `audit`, `cut`. For PEFT models of your own: `initialize_lora_rila_weights`,
-`get_rila_state_dict`, `save_lora_adapter`.
+`export`, `verify`, `canaries`, `audit`, `cut`; `default_recipe` is what `run` does without a recipe. For PEFT models of
+your own: `initialize_lora_rila_weights`, `get_rila_state_dict`, `save_lora_adapter`.
 All of it is loaded when it is first used, so that importing the package is cheap.
 
 Example:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from excise.commands.planning import plan
     from excise.commands.running import run
     from excise.commands.scoring import report, score
+    from excise.commands.starting.choosing import default_recipe
     from excise.commands.successive.outside import add_run
     from excise.commands.successive.requests import request
     from excise.commands.successive.standing import check_ledger, reverify, show_ledger
@@ -46,6 +47,7 @@ __all__ = [
     "canaries",
     "check_ledger",
     "cut",
+    "default_recipe",
     "demo",
     "evaluate",
     "export",
@@ -74,6 +76,7 @@ _WHERE = {
     "audit": "commands.auditing",
     "canaries": "commands.auditing",
     "cut": "commands.cutting",
+    "default_recipe": "commands.starting.choosing",
     "demo": "commands.demonstration",
     "finetune": "commands.finetuning",
     "plan": "commands.planning",

@@ -30,9 +30,9 @@ def _default(given: argparse.Namespace, overrides: list[Override]) -> Recipe:
     named = _recipe(given, overrides)
     if given.recipe is not None:
         return named
-    from excise.commands.starting import choosing
+    import excise
 
-    settings = choosing.settings_for(overrides)
+    settings = excise.default_recipe(overrides)
     if settings.chosen and _speaks():
         print(f"excise: {'; '.join(settings.chosen)}", file=sys.stderr)
     return settings
@@ -211,7 +211,7 @@ COMMANDS = {
     ),
     "plan": Command("what a run will cost, before a weight is loaded", _plan, (_RECIPE, _JSON), recipe=True),
     "run": Command(
-        "forget, measure and report",
+        "forget, measure and report; without a recipe a default for what is given, and it says which",
         _run,
         (_RECIPE, _RESUME),
         recipe=True,

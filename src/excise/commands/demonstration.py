@@ -218,6 +218,6 @@ def _unlearn(values: dict[str, Any]) -> str:
 def _measure(name: str, path: str, values: dict[str, Any]) -> Measured:
     settings = recipe.build(values)
     given = sides.of(settings)
-    model, tokenizer = evaluation.load_for_measuring(path, settings)
     records = evaluation.limited(given.records, settings.evaluate, task=settings.model.task)
-    return evaluation.measure_model(name, model, tokenizer, records, settings, Progress(quiet=True))
+    asked = evaluation.asked_of(settings)
+    return evaluation.measure_named(name, path, records, settings, Progress(quiet=True), asked)

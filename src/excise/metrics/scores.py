@@ -97,13 +97,6 @@ def _forget_quality(bench: Bench) -> Entry:
     return {"value": value, "low": None, "high": None, "n": n, "n_gold": m, "how": how}
 
 
-def _savings(table: Table) -> Floats:
-    """Probability of each row after all of them were trained again, as the attack left it in the table."""
-    if not table.has("savings"):
-        raise NotShown("the forget rows were not trained again (evaluate.savings_steps)")
-    return table.columns["savings"].astype(np.float64)
-
-
 _FROM_TABLES: dict[str, Callable[[Bench], Entry]] = {
     "forget_probability": partial(one, per_row.probability, "forget"),
     "retain_probability": partial(one, per_row.probability, "kept"),
@@ -141,7 +134,6 @@ _FROM_TABLES: dict[str, Callable[[Bench], Entry]] = {
     "retain_fluency": partial(one, fluent, "kept"),
     "forget_group_gap": partial(gaps.gap, "forget"),
     "retain_group_gap": partial(gaps.gap, "kept"),
-    "memorisation_savings": partial(one, _savings, "forget"),
 }
 
 _ELSEWHERE = {

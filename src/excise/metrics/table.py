@@ -47,7 +47,6 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "rouge_l_f1_unstemmed": ("row", "float32"),  # of MUSE's tables
     "shortened": ("row", "bool"),  # the prompt was cut to the model's context
     "fluency": ("row", "float32"),
-    "savings": ("row", "float32"),
     "group": ("row", "int32"),
     # attack_*: higher = less like a member. All but the gradient norm come from foreign logs, which hold no tokens.
     "exact_memorization": ("row", "float32"),

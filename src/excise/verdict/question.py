@@ -178,6 +178,5 @@ def _how_to_measure(reason: str) -> str:
         ("gold", "Train a gold (excise finetune on the rows to keep) and name it: evaluate.gold."),
         ("never-seen", "Give rows of the same kind that no model was trained on: data.never_seen."),
         ("generations", "Let the evaluation write answers: evaluate.generate."),
-        ("trained again", "Let the evaluation train all forget rows again: evaluate.savings_steps."),
     )
     return next((text for word, text in advice if word in reason), "Measure it: excise evaluate RUN --suite all.")

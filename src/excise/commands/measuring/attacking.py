@@ -47,7 +47,20 @@ class Attacks:
     name: str = ""
 
 
-def settled(settings: recipe.Recipe) -> dict[str, dict[str, Any]]:
+def relearning(options: recipe.Evaluate) -> dict[str, dict[str, Any]]:
+    """The two attacks that every run makes, by ``relearn_steps`` and ``savings_steps``; without steps none.
+
+    Example:
+        >>> relearning(recipe.Evaluate(relearn_steps=(0, 4), savings_steps=8, gold="g"))
+        {'relearn': {'steps': [0, 4]}, 'savings': {'steps': [0, 8], 'control': False}}
+    """
+    if not options.relearn_steps:
+        return {}
+    again = {"savings": {"steps": [0, options.savings_steps], "control": options.gold is None}}
+    return {"relearn": {"steps": list(options.relearn_steps)}, **(again if options.savings_steps else {})}
+
+
+def settled(settings: recipe.Recipe, asked: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """The attacks of a recipe with all settings, every attack where it names none; see `attacks.table.settled`.
 
     The rate of those that train is the recipe's ``relearn_lr``, else the run's own, unless the attack names one.
@@ -57,7 +70,7 @@ def settled(settings: recipe.Recipe) -> dict[str, dict[str, Any]]:
     """
     if settings.model.task != "causal_lm":
         raise UsageError("evaluate.attacks: these attacks are for language models; leave them out")
-    asked = settings.evaluate.attacks
+    asked = settings.evaluate.attacks if asked is None else asked
     found = table.settled(asked)
     rate = settings.evaluate.relearn_lr or settings.optimiser.lr
     for name, own in found.items():
@@ -70,7 +83,7 @@ def settled(settings: recipe.Recipe) -> dict[str, dict[str, Any]]:
 
 
 def planned(settings: recipe.Recipe, load: Callable[[str], nn.Module]) -> Attacks | None:
-    """The attacks that a recipe names; None where it names none.
+    """The attacks that a recipe names, else those of `relearning`; None where there are none.
 
     Args:
         settings: The recipe.
@@ -79,7 +92,9 @@ def planned(settings: recipe.Recipe, load: Callable[[str], nn.Module]) -> Attack
     Raises:
         UsageError: As `settled`.
     """
-    if not settings.evaluate.attacks:
+    text = settings.model.task == "causal_lm"
+    asked = settings.evaluate.attacks or (relearning(settings.evaluate) if text else {})
+    if not asked:
         return None
 
     @functools.cache
@@ -89,7 +104,7 @@ def planned(settings: recipe.Recipe, load: Callable[[str], nn.Module]) -> Attack
         model = load(settings.model.name)
         return None if lending.has_adapter(model) else lending.weights_of(model)
 
-    return Attacks(settled(settings), original, settings.model.name)
+    return Attacks(settled(settings, asked), original, settings.model.name)
 
 
 def attacked(
@@ -226,6 +241,10 @@ def judge(measured: Mapping[str, Measured], numbers: Mapping[str, Numbers], pict
     curves = pictured(measured)
     if curves:
         pictures["attacks"] = curves
+    if "relearn" in curves:
+        drawn = curves["relearn"]
+        models = {model: own["value"] for model, own in drawn["models"].items()}
+        pictures["relearning"] = {"steps": [int(step) for step in drawn["budgets"]], "models": models}
 
 
 def pictured(measured: Mapping[str, Measured]) -> dict[str, Any]:

@@ -37,7 +37,6 @@ def measure(
     settings: recipe.Recipe,
     progress: Progress,
     *,
-    relearning: bool = True,
     parts: Parts = Parts(),  # noqa: B008 - frozen
 ) -> Measured:
     """One classifier's scores, states and relearning curves; see `evaluation.measure_model`."""
@@ -53,7 +52,7 @@ def measure(
     out = Measured(dict(swept.tables), dict(swept.states))
     if options.include_text and "forget" in out.tables:
         out.texts["forget"] = _given(out.tables["forget"])
-    if relearning and options.relearn_steps and len(records.get("forget", ())) > 1:
+    if options.relearn_steps and len(records.get("forget", ())) > 1:
 
         def attacked() -> Part:
             curves = relearn_classes.class_curve(

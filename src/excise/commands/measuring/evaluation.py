@@ -92,7 +92,6 @@ def measure_model(
     settings: recipe.Recipe,
     progress: Progress,
     *,
-    relearning: bool = True,
     parts: Parts = Parts(),  # noqa: B008 - frozen
 ) -> Measured:
     """One model's scores, states, relearning curves and, of a language model, generations.
@@ -104,11 +103,10 @@ def measure_model(
         records: Rows by side.
         settings: The recipe; its task says how.
         progress: Where progress is shown.
-        relearning: Whether to run the relearning attack.
         parts: Where an unfinished evaluation keeps what is measured.
     """
     how = TASKS[settings.model.task].measure
-    return how(name, model, tokenizer, records, settings, progress, relearning=relearning, parts=parts)
+    return how(name, model, tokenizer, records, settings, progress, parts=parts)
 
 
 @dataclasses.dataclass(frozen=True)

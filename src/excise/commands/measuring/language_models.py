@@ -1,4 +1,4 @@
-"""How a language model is measured and judged: scores of answers, generations, hidden states, relearning."""
+"""How a language model is measured and judged: scores of answers, generations, hidden states."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 from torch import nn
 
 from excise import models, recipe
-from excise.attacks import relearn
-from excise.commands.measuring.measured import Measured, Numbers, relearned, relearning_picture
+from excise.commands.measuring.measured import Measured, Numbers
 from excise.commands.measuring.parts import Part, Parts, of_tables, tables_of
 from excise.commands.progress import Progress
 from excise.commands.starting import sides
@@ -40,10 +39,9 @@ def measure(
     settings: recipe.Recipe,
     progress: Progress,
     *,
-    relearning: bool = True,
     parts: Parts = Parts(),  # noqa: B008 - frozen
 ) -> Measured:
-    """One model's scores, states, generations and relearning curve.
+    """One model's scores, states and generations; attacks are made by `attacking`.
 
     Args:
         name: For the progress display.
@@ -52,7 +50,6 @@ def measure(
         records: Rows by side.
         settings: The recipe.
         progress: Where progress is shown.
-        relearning: Whether to run the relearning attack.
         parts: Where an unfinished evaluation keeps what is measured.
     """
     how = sides.encoding(settings.data, context=models.context_length(model))
@@ -75,13 +72,6 @@ def measure(
                 make = partial(_gradients, side, lent)
                 _add_columns(out, side, parts.kept(f"gradients-{side}", f"gradients {name}", progress, make).arrays)
                 advance(done + 1)
-    if relearning and options.relearn_steps and len(records["forget"]) > 1:
-        with progress.stage(f"relearn {name}"):
-            out.curves = parts.kept("relearn", f"relearn {name}", progress, partial(_relearned, lent)).extra
-    if relearning and options.relearn_steps and options.savings_steps and records["forget"]:
-        with progress.stage(f"savings {name}", options.savings_steps) as advance:
-            make = partial(_savings, lent, lambda done, _: advance(done))
-            _add_columns(out, "forget", parts.kept("savings", f"savings {name}", progress, make).arrays)
     return out
 
 
@@ -152,27 +142,6 @@ def _gradients(side: str, lent: _Lent) -> Part:
     return Part({"attack_gradient_norm": values})
 
 
-def _attack_rate(settings: recipe.Recipe) -> float:
-    return settings.evaluate.relearn_lr or settings.optimiser.lr
-
-
-def _relearned(lent: _Lent) -> Part:
-    curve = relearn.curve(
-        lent.model, lent.anatomy, lent.tokenizer, lent.records["forget"], lent.how,
-        steps=lent.settings.evaluate.relearn_steps, lr=_attack_rate(lent.settings), seed=lent.settings.seed,
-    )  # fmt: skip
-    return Part(extra={"probability": curve})
-
-
-def _savings(lent: _Lent, progress: Callable[[int, int], None]) -> Part:
-    again = relearn.savings(
-        lent.model, lent.anatomy, lent.tokenizer, {"forget": lent.records["forget"]}, lent.how,
-        steps=(lent.settings.evaluate.savings_steps,), lr=_attack_rate(lent.settings), seed=lent.settings.seed,
-        progress=progress,
-    )  # fmt: skip
-    return Part({"savings": again.values["forget"][-1].astype(np.float32)})
-
-
 def judge(
     measured: Mapping[str, Measured], records: Mapping[str, list[Record]], settings: recipe.Recipe
 ) -> tuple[dict[str, Numbers], dict[str, Any]]:
@@ -199,9 +168,7 @@ def judge(
             numbers[name] |= latent.values | aside.values
             not_shown |= latent.not_shown | aside.not_shown
             layers[name] = _Layers(latent, aside)
-        numbers[name] |= relearned(own, len(records.get("forget", ())))
     pictures: dict[str, Any] = {"not_shown": not_shown, "not_tested": not_tested(records, gold is not None, settings)}
-    pictures |= relearning_picture(dict(measured), settings.evaluate.relearn_steps)
     tables = {name: own.tables for name, own in measured.items()}
     lines = {side: [r.line for r in rows] for side, rows in records.items()}
     pictures |= gaps.picture(tables) | single_rows.membership(tables) | single_rows.worst(tables, lines)

@@ -1,4 +1,4 @@
-"""The settings of a run without a recipe file: rows are looked at, `defaults` chooses, and the keys given on top win."""
+"""The settings of a run without a recipe file: rows are looked at, `defaults` chooses, and keys that are given win."""
 
 from __future__ import annotations
 
@@ -10,36 +10,39 @@ from excise.commands.starting import aligning, defaults
 from excise.commands.starting.aligning import SHUFFLED
 from excise.errors import InputRefused, UsageError
 from excise.records import Record, split_untouched
-from excise.tasks import TASKS, causal_lm
+from excise.tasks import TASKS
 
 Override = tuple[str, str]
 
 
-def settings_for(overrides: Sequence[Override]) -> recipe.Recipe:
-    """The default for what the keys name, and the keys on top; `recipe.Recipe.chosen` says what was chosen, and why.
+def default_recipe(keys: Sequence[Override]) -> recipe.Recipe:
+    """The recipe of a run that names none: the default for the model and the rows that the keys name, the keys on top.
 
-    Keys that name a forget objective of their own name the method: then nothing is chosen, and the recipe is the
-    schema's. Rows that cannot be read are left to the run, which refuses them.
+    `recipe.Recipe.chosen` says what was chosen, and why. Keys that name another forget objective name the method: then
+    nothing is chosen, and the recipe is the schema's. Rows that cannot be read are left to the run, to refuse.
+
+    Args:
+        keys: Recipe keys and values, as `recipe.load` takes them.
 
     Raises:
         UsageError: A bad key or value.
 
     Example:
-        >>> settings_for([("model.name", "m"), ("objective.forget.npo.beta", "0.1")]).objective.forget
+        >>> default_recipe([("model.name", "m"), ("objective.forget.npo.beta", "0.1")]).objective.forget
         {'npo': {'beta': 0.1}}
     """
-    own = recipe.load(None, overrides)
-    found = None if _names_method(overrides, own.model.task) else look(own)
+    own = recipe.load(None, keys)
+    found = None if _names_method(keys, own.model.task) else look(own)
     if found is None:
         return own
     choice = defaults.choose(found)
-    return recipe.load(choice.recipe, overrides, {**choice.changes, "chosen": list(choice.why)})
+    return recipe.load(choice.recipe, keys, {**choice.changes, "chosen": list(choice.why)})
 
 
-def _names_method(overrides: Sequence[Override], task: str) -> bool:
-    """Whether a key names a forget objective that the default does not have; settings of its terms are only settings."""
+def _names_method(keys: Sequence[Override], task: str) -> bool:
+    """Whether a key names a forget objective that the default does not have; settings of its own terms do not."""
     known = recipe.load(defaults.DEFAULT if task == "causal_lm" else defaults.CLASSES).objective.forget
-    parts = [key.split(".") for key, _ in overrides if key.split(".")[0] == "objective"]
+    parts = [key.split(".") for key, _ in keys if key.split(".")[0] == "objective"]
     return any(len(p) == 1 or (p[1] == "forget" and (len(p) == 2 or p[2] not in known)) for p in parts)
 
 
@@ -54,14 +57,14 @@ def look(settings: recipe.Recipe) -> defaults.Given | None:
         never = read(data.never_seen) if data.never_seen else []
     except (InputRefused, UsageError):
         return None
-    rest: Sequence[Record] | None = never
+    rest: Sequence[Record] = never
     trains, source = False, data.never_seen_training
     if model.task == "causal_lm":  # a classifier's default trains on none of them
         if isinstance(source, str):
             trains = source != SHUFFLED
         else:
-            rest = _without(never, source, seed)
-            trains, rest = rest is not None, never if rest is None else rest
+            left = _without(never, source, seed)
+            trains, rest = left is not None, never if left is None else left
     kept = retain if isinstance(data.untouched, str) else _without(retain, data.untouched, seed) or retain
     return defaults.Given(
         task=model.task,

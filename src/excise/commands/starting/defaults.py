@@ -68,7 +68,7 @@ def choose(given: Given) -> Choice:
     if given.shuffles:
         return _made(DEFAULT, _LIKE, [_stand_in(given), _weights(given), _embeddings(given)])
     rate = {"optimiser.lr": LORA_RATE} if given.lora else {}
-    short = f"{_lacking(given)}, and the forget rows cannot be shuffled for a stand-in (that takes questions of two groups)"
+    short = f"{_lacking(given)}, nor questions of two groups to shuffle for a stand-in"
     return _made(WITHOUT, "which needs no never-seen rows", [(rate, f"not {DEFAULT}: {short}: {_REMEDY}")])
 
 
@@ -91,7 +91,7 @@ def _lacking(given: Given) -> str:
 def _by_rows(given: Given) -> Part:
     if not given.never_seen or given.grouped:
         return {}, ""
-    return {}, "never-seen rows without a group are divided row by row: what is measured may be about whom training read"
+    return {}, "never-seen rows without a group are divided row by row: whom training read about may be measured too"
 
 
 def _stop(given: Given) -> Part:
@@ -115,8 +115,8 @@ def _stand_in(given: Given) -> Part:
         "stop.rule": "none",
     }
     why = (
-        f"{_lacking(given)}: forgotten answers under others' questions stand in for them, for likelihoods alone; states "
-        f"are held on retained rows only, latent_match and the stopping rule are left out: {_REMEDY}"
+        f"{_lacking(given)}: forgotten answers under others' questions stand in for them, for likelihoods alone (states"
+        f" are held on retained rows only, without latent_match or a stopping rule): {_REMEDY}"
     )
     return changes, why
 
