@@ -222,6 +222,17 @@ def _recorded(run: RunFolder) -> None:
     artifacts.write_manifest(run, manifest | {"files": artifacts.hash_files(run)})
 
 
+def test_savings_are_where_training_ends(tmp_path: Path) -> None:
+    """However likely the rows were before: that is asked elsewhere."""
+    run = make(tmp_path / "run", gold=False)
+    rows = {"forget": np.array([[0.9] * 120, [0.2] * 120]), "never_seen": np.array([[0.0] * 120, [0.2] * 120])}
+    made = Outcome("savings", "probability", "steps", ("0", "24"), rows, {side: np.arange(120) for side in rows})
+    save_outcome(made, run.root / "attacks" / "unlearned" / "savings.safetensors")
+    _recorded(run)
+    found = excise.verify(run.root).test("savings")
+    assert (found.outcome, found.estimate) == ("passed", 0.0)
+
+
 def test_without_a_gold_never_seen_rows_are_the_control(tmp_path: Path) -> None:
     run = make(tmp_path / "run", gold=False)
     _with_control(run)

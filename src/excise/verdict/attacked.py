@@ -19,11 +19,12 @@ from excise.verdict.question import Answer, Question
 _WORST = {"passed": 0, "not shown": 1, "failed": 2}
 
 
-def curve(name: str, most: float, evidence: Evidence) -> Answer:
+def curve(name: str, most: float, evidence: Evidence, *, final: bool = False) -> Answer:
     """The point of an attack's curve that speaks most against the model: all points must pass, one may fail.
 
-    Beside the gold's rows under the same attack. Without a gold: beside never-seen rows that were attacked in the same
-    way, or else as they are without any attack, which is the stricter control; for leaks beside no leak at all.
+    With ``final`` the last point alone, where the first says nothing of its own. Beside the gold's rows under the same
+    attack. Without a gold: beside never-seen rows that were attacked in the same way, or else as they are without any
+    attack, which is the stricter control; for leaks beside no leak at all.
     """
     own = evidence.attack(name)
     what = "what leaks of forgotten answers" if own.unit == "leak" else "probability of forgotten answers"
@@ -36,10 +37,10 @@ def curve(name: str, most: float, evidence: Evidence) -> Answer:
         points.append((_WORST[outcome], high, found, budget))
     if not points:
         raise NotShown("this attack measured no forget rows that could be compared")
-    _, _, found, budget = max(points, key=lambda point: point[:2])
+    _, _, found, budget = points[-1] if final else max(points, key=lambda point: point[:2])
     minus = "model minus gold" if against == "gold" else f"forgotten minus {against}"
     measure = f"{what} after the attack, {minus}" if against != "no leak" else "share of rows of which anything leaks"
-    detail = f"worst of {len(points)}: {own.budget} {budget}"
+    detail = f"{own.budget} {budget}" if final else f"worst of {len(points)}: {own.budget} {budget}"
     return Answer(found, None, most, measure, against, detail)
 
 

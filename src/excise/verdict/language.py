@@ -134,7 +134,7 @@ def latent(metric: str, what: str, evidence: Evidence) -> Answer:
 def _savings(evidence: Evidence) -> Answer:
     from excise.verdict.attacked import curve
 
-    return curve("savings", evidence.limits.savings, evidence)
+    return curve("savings", evidence.limits.savings, evidence, final=True)  # where it began is asked elsewhere
 
 
 def _kept(values: Callable, what: str, evidence: Evidence) -> Answer:
