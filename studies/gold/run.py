@@ -38,6 +38,7 @@ PIECES: Mapping[str, Mapping[str, Any]] = {
     "without the stopping rule": {"stop.rule": "none"},
     "without preconditioning": {"initialise": {}, "optimiser.weight_decay": 0.0},
     "CLReg for latent matching": {"objective.regularise": _CLREG},
+    "the rate that it ships with": {"optimiser.lr": 1e-3},
 }
 
 

@@ -31,7 +31,7 @@ from excise.commands.progress import Progress
 QUIET = Progress(quiet=True)
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 CLREG = {"clreg": {"temperature": 0.5, "weight": 0.03, "dropout": 0.1}}
-#: Arm -> what it changes in the recipe `demo` (SimNPO). An adapter has four times the rate: tuned for none of them.
+#: Arm -> what it changes in SimNPO as the demo has it. An adapter has four times the rate: tuned for none of them.
 ARMS: dict[str, dict[str, Any]] = {
     "simnpo": {"objective.regularise": {}},
     "simnpo+clreg": {"objective.regularise": CLREG},
@@ -44,7 +44,10 @@ ARMS: dict[str, dict[str, Any]] = {
         "objective.regularise": {"rol": {"k": 8, "weight": 0.01}, **CLREG}, "model.lora": LORA,
         "initialise": {"rila": {}}, "optimiser.lr": 2e-3,
     },
+    "gold-like": {},
 }  # fmt: skip
+#: The arm that is another recipe than SimNPO's.
+RECIPES = {"gold-like": "demo"}
 BESIDE = ("nothing forgotten", "never trained")
 #: Every second request is followed by other training.
 EVERY = 2
@@ -67,8 +70,8 @@ class Size:
 
 
 SIZES = {
-    "whole": Size(10, 2, 3, retain=30, kept=8, never_seen=6, width=256, epochs=12, unlearn=14, more=6),
-    "quick": Size(3, 1, 1, retain=4, kept=2, never_seen=2, width=64, epochs=10, unlearn=3, more=2),
+    "whole": Size(10, 2, 3, retain=30, kept=8, never_seen=12, width=256, epochs=12, unlearn=14, more=6),
+    "quick": Size(3, 1, 1, retain=4, kept=2, never_seen=4, width=64, epochs=10, unlearn=3, more=2),
 }
 
 
@@ -123,7 +126,7 @@ class Study:
         file = self.out / "kept" / f"{(number - 1) // EVERY}.jsonl"
         _write(file, kept)
         model = self.out / "models" / "nothing forgotten" / "model"
-        return recipe.changed(recipe.load("demo"), {
+        return recipe.changed(recipe.load(RECIPES.get(arm, "demo-simnpo-clreg")), {
             "model.name": str(model), "data.forget": str(self.data / f"forget-{number}.jsonl"),
             "data.retain": str(file), "data.untouched": str(self.data / "untouched.jsonl"),
             "data.never_seen": str(self.data / "never_seen.jsonl"), "schedule.epochs": self.size.unlearn,
