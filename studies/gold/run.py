@@ -39,6 +39,15 @@ PIECES: Mapping[str, Mapping[str, Any]] = {
     "without preconditioning": {"initialise": {}, "optimiser.weight_decay": 0.0},
     "CLReg for latent matching": {"objective.regularise": _CLREG},
     "the rate that it ships with": {"optimiser.lr": 1e-3},
+    "updates in RILA's subspace (rank 16)": {"initialise": {"preconditioned": {"ridge": 0.1, "rank": 16}}},
+    "an adapter started by RILA": {
+        "model.lora": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+        "statistics.rows": 200,
+        "initialise": {"rila": {"beta": 0.5}},
+        "edit.reset_rows": None,
+        "optimiser.lr": 3e-3,
+        "optimiser.weight_decay": 0.0,
+    },
 }
 
 
