@@ -196,6 +196,7 @@ def measure(study: Study, name: str, side: str, *, whole: bool = True) -> Values
 
     from excise import models, recipe
     from excise.attacks import relearn
+    from excise.attacks.target import Target
     from excise.commands.starting import sides
     from excise.forward import Anatomy
     from excise.geometry import entanglement
@@ -217,9 +218,8 @@ def measure(study: Study, name: str, side: str, *, whole: bool = True) -> Values
             tables["forget"], model, tokenizer, records["forget"], how, max_new_tokens=passages.PIECE // 2
         )
         found["forget_rouge_f1"] = float(np.mean(tables["forget"].columns["rouge_l_f1"]))
-        found["relearned_probability"] = relearn.curve(
-            model, anatomy, tokenizer, records["forget"], how, steps=(0, 4), lr=5e-4
-        )[-1]
+        target = Target(model, anatomy, tokenizer, records, how)
+        found["relearned_probability"] = float(relearn.attack(target, steps=(0, 4), lr=5e-4, kept_rows=0).mean()[-1])
     for role, table in tables.items():
         found[f"{role}_loss"] = float(np.mean(per_row.sequence_nll(table)))
     scores = score(tables).values

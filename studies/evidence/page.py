@@ -11,6 +11,8 @@ import seven
 
 Row = dict[str, Any]
 DOCS = Path(__file__).parents[2] / "docs" / "results"
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- evidence: written by studies/evidence/run.py -->", "<!-- end -->"
 
 
 def write(rows: Sequence[Row], out: Path, *, docs: bool) -> None:
@@ -29,6 +31,18 @@ def write(rows: Sequence[Row], out: Path, *, docs: bool) -> None:
     for name, part in parts.items():
         text = text.replace(f"<<{name}>>", part)
     (folder / "evidence.md").write_text(text, encoding="utf-8")
+    if docs:
+        _headline(rows)
+
+
+def _headline(rows: Sequence[Row]) -> None:
+    """Put the first split's table of one seed into the README, between its marks."""
+    own = [r for r in rows if r["split"] == "forget10" and r["seed"] == 0 and not r["label"]]
+    before, mark, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if mark and end and own:
+        table = tables(own)[0].partition("\n\n")[2]
+        README.write_text(f"{before}{mark}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 def slim(rows: Sequence[Row]) -> list[Row]:
