@@ -98,6 +98,13 @@ def test_a_lower_score_than_the_golds_is_no_success() -> None:
     assert "went too far" in verdict.headline
 
 
+def test_rows_that_lie_too_far_off_are_not_called_avoided() -> None:
+    verdict, found = fake_verdict(same_class_neighbours=0.3)
+    assert found["past"].kind == "like"
+    assert "too far inside" in verdict.headline
+    assert "avoids" not in verdict.headline
+
+
 def test_a_wide_interval_is_not_told_apart_and_says_how_few_rows() -> None:
     results = Results(
         {

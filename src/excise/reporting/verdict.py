@@ -143,7 +143,9 @@ def _ending(kinds: dict[str, Kind]) -> str:
     traces = [kinds[key] for key in ("membership", "inside", "relearned", "alike")]
     if "over" in kinds.values():
         more = " Traces of them remain as well." if "short" in traces else ""
-        return f"It went too far: it avoids the records more than a model that never saw them.{more}"
+        if "over" in (kinds["answers"], kinds.get("past"), kinds["membership"]):
+            return f"It went too far: it avoids the records more than a model that never saw them.{more}"
+        return f"It went too far inside: the records lie further off than a model that never saw them has them.{more}"
     if "short" in traces:
         return "Traces of the records remain."
     if "unknown" in traces:
