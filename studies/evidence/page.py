@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from methods import METHODS
+
 import seven
 
 Row = dict[str, Any]
@@ -37,7 +39,7 @@ def write(rows: Sequence[Row], out: Path, *, docs: bool) -> None:
 
 def _headline(rows: Sequence[Row]) -> None:
     """Put the first split's table of one seed into the README, between its marks."""
-    own = [r for r in rows if r["split"] == "forget10" and r["seed"] == 0 and not r["label"]]
+    own = [r for r in rows if r["split"] == "forget10" and r["seed"] == 0]
     before, mark, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if mark and end and own:
@@ -61,15 +63,15 @@ def slim(rows: Sequence[Row]) -> list[Row]:
 
 def tables(rows: Sequence[Row]) -> list[str]:
     """One table a split: its models on the seven instruments beside gold and second gold."""
-    found = []
+    found, order = [], ["gold2", *reversed(METHODS), "original"]
     for split, share in (("forget10", "10 %"), ("forget05", "5 %"), ("forget01", "1 %")):
-        own = [r for r in rows if r["split"] == split]
+        own = [r for r in rows if r["split"] == split and not r["label"]]
         second = next((r["metrics"]["unlearned"] for r in own if r["method"] == "gold2"), None)
         if second is None:
             continue
         gold = own[0]["metrics"]["gold"]
         lines = []
-        for row in sorted(own, key=lambda r: (r["method"] != "gold2", r["method"], r["seed"])):
+        for row in sorted(own, key=lambda r: (order.index(r["method"]), r["seed"])):
             seconds = row["seconds"].get("unlearn")
             cells = {"value": [_outcome(row), "" if seconds is None else f"{seconds:.0f}"]}
             name = row["method"] + (f" (seed {row['seed']})" if row["seed"] else "")
@@ -82,32 +84,49 @@ def _outcome(row: Row) -> str:
     return str(row.get("outcome", ""))
 
 
+#: How a test came out, in a table of many.
+_SIGNS = {"passed": "+", "failed": "**-**", "not shown": "?"}
+
+
 def verdicts(rows: Sequence[Row]) -> str:
-    """Every test of every verdict: how it came out."""
-    judged = [r for r in rows if r.get("verdict")]
-    keys = list(dict.fromkeys(t["key"] for r in judged for t in r["verdict"]["tests"]))
-    head = ["", *keys]
-    body = []
-    for row in judged:
-        outcome = {t["key"]: t["outcome"] for t in row["verdict"]["tests"]}
-        body.append([row["name"], *(outcome.get(key, "") for key in keys)])
-    return _markdown(head, body) if judged else ""
+    """Every test that was made, by model: how it came out."""
+    judged = [r for r in rows if r.get("verdict") and r["seed"] == 0]
+    tests = [{t["key"]: t for t in row["verdict"]["tests"]} for row in judged]
+    keys = [k for k in dict.fromkeys(k for own in tests for k in own) if any(own[k]["measured"] for own in tests)]
+    required = {k for own in tests for k, test in own.items() if test["role"] == "required"}
+    body = [[key + (" (required)" if key in required else ""), *(_SIGNS[own[key]["outcome"]] for own in tests)]
+            for key in keys]  # fmt: skip
+    body.append(["**verdict**", *(str(row["outcome"]) for row in judged)])
+    return _markdown(["", *(_name(row) for row in judged)], body) if judged else ""
 
 
 def attacks(rows: Sequence[Row]) -> str:
-    """Every attack at its largest budget: the forgotten rows' value, beside the gold's in brackets."""
-    attacked = [r for r in rows if r.get("attacks")]
-    names = list(
-        dict.fromkeys(k for r in attacked for k in r["attacks"].get("unlearned", {}) if k.startswith("attack/"))
-    )
-    body = []
-    for name in names:
-        cells = []
-        for row in attacked:
-            own, gold = (row["attacks"].get(m, {}).get(name, {}).get("value") for m in ("unlearned", "gold"))
-            cells.append("" if own is None else f"{own:.3f}" + ("" if gold is None else f" ({gold:.3f})"))
-        body.append([name.removeprefix("attack/"), *cells])
-    return _markdown(["attack / budget", *(r["name"] for r in attacked)], body) if attacked else ""
+    """Every attack at the budget that found most: the forgotten rows' value, the gold's under the same in brackets."""
+    attacked = [r for r in rows if r.get("attacks") and r["seed"] == 0]
+    names = dict.fromkeys(k.rpartition("/")[0] for r in attacked for k in r["attacks"]["unlearned"] if _of_attack(k))
+    return _markdown(["attack", *(_name(r) for r in attacked)],
+                     [[name.removeprefix("attack/"), *(_worst(r, name) for r in attacked)] for name in names],
+                     ) if attacked else ""  # fmt: skip
+
+
+def _of_attack(name: str) -> bool:
+    return name.startswith("attack/")
+
+
+def _worst(row: Row, attack: str) -> str:
+    """The largest value of an attack's budgets, and the gold's at that budget."""
+    found = {k: v["value"] for k, v in row["attacks"]["unlearned"].items()
+             if k.rpartition("/")[0] == attack and v["value"] is not None}  # fmt: skip
+    if not found:
+        return ""
+    name = max(found, key=lambda k: found[k])
+    gold = row["attacks"].get("gold", {}).get(name, {}).get("value")
+    budget = name.rpartition("/")[2]
+    return f"{found[name]:.3f}" + ("" if gold is None else f" ({gold:.3f})") + f" at {budget}"
+
+
+def _name(row: Row) -> str:
+    return f"{row['method']} {row['split'].removeprefix('forget').lstrip('0')} %"
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

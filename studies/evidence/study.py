@@ -167,9 +167,8 @@ class Study:
         if row.method in ENDS:
             place = Path(self.model("original" if row.method == "original" else f"{row.method}-{row.split}"))
         begun = time.process_time()
-        excise.evaluate(
-            place, suite="attack", recipe=self.settings(row), out=folder / "attacked", progress=Progress(quiet=True)
-        )
+        every = recipe.changed(self.settings(row), {"evaluate.attacks": {}})
+        excise.evaluate(place, suite="attack", recipe=every, out=folder / "attacked", progress=Progress(quiet=True))
         (folder / "attacked.json").write_text(json.dumps({"cpu_seconds": time.process_time() - begun}))
 
 
