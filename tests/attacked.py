@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from excise.attacks.outcome import Outcome
+from excise.attacks.target import Target
+from excise.forward import Anatomy
 from excise.records import Record
 from excise.tasks import causal_lm
 
@@ -74,6 +78,17 @@ def sides(**counts: int) -> dict[str, list[Record]]:
     return out
 
 
+def target(model: Any, records: Any, how: Any = HOW, tokenizer: Any = None, **given: Any) -> Target:
+    """A model under attack, with an anatomy and a tokenizer."""
+    return Target(model, Anatomy.of(model), tokenizer or Bytes(), records, how, **given)
+
+
+def made(attack: Any, model: Any, records: Any, how: Any = HOW, tokenizer: Any = None, **options: Any) -> Outcome:
+    """An attack: options that every attack is given go into its target, the others are its own settings."""
+    given = {field.name: options.pop(field.name) for field in fields(Target) if field.name in options}
+    return attack(target(model, records, how, tokenizer, **given), **options)
+
+
 def snapshot(model: nn.Module) -> list[Any]:
     return [
         {k: v.clone() for k, v in model.state_dict().items()},
@@ -102,13 +117,12 @@ def assert_same(model: nn.Module, before: list[Any]) -> None:
 def trained(model: nn.Module, records: list[Record], steps: int = 60, lr: float = 1e-2, sign: float = 1.0) -> Any:
     """The model after plain steps on rows; with ``sign`` -1 away from them."""
     from excise.attacks.answers import Answers, nll
-    from excise.forward import Anatomy
 
-    answers, anatomy = Answers.of(model, Bytes(), records, HOW), Anatomy.of(model)
+    answers = Answers.of(target(model, {"forget": records}))
     adam = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     for _ in range(steps):
         adam.zero_grad()
-        (sign * nll(model, anatomy, answers.batch(range(len(records))))).backward()
+        (sign * nll(answers.target, answers.batch(range(len(records))))).backward()
         adam.step()
     adam.zero_grad(set_to_none=True)
     return model.eval()

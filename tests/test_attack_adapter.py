@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+import attacked
 import oracles_evidence as oracle
 from attacked import HOW, Bytes, assert_same, gpt2, llama, lora, sides, snapshot
 from excise.attacks import adapter
 from excise.attacks.lending import Difference, lent, plain_name, trained_by_an_attacker, weights_of
 from excise.errors import InputRefused, NotShown, UsageError
-from excise.forward import Anatomy
 from excise.tasks import causal_lm
 
 ROWS = sides(forget=4, retain=3)
 
 
 def made(model: Any, **options: Any) -> Any:
-    return adapter.attack(model, Anatomy.of(model), Bytes(), ROWS, HOW, **options)
+    return attacked.made(adapter.attack, model, ROWS, **options)
 
 
 def probabilities(model: Any, side: str = "forget") -> list[float]:
@@ -145,7 +145,7 @@ def test_refusals() -> None:
         with pytest.raises(UsageError, match="finite numbers"):
             made(lora(llama()), scales=scales)
     with pytest.raises(NotShown, match="forget rows"):
-        adapter.attack(lora(llama()), Anatomy.of(llama()), Bytes(), {}, HOW)
+        attacked.made(adapter.attack, lora(llama()), {})
     from peft import LoraConfig, get_peft_model
 
     dora = get_peft_model(llama(), LoraConfig(r=2, target_modules="all-linear", use_dora=True))

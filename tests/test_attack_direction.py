@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+import attacked
 import oracles_evidence as oracle
 from attacked import HOW, Bytes, assert_same, gpt2, llama, lora, rows, sides, snapshot, trained
 from excise.attacks import direction, training
 from excise.attacks.answers import Answers
 from excise.attacks.lending import weights_of
 from excise.errors import NotShown, UsageError
-from excise.forward import Anatomy
 from excise.tasks import causal_lm
 
 
 def made(model: Any, records: dict, **options: Any) -> Any:
-    return direction.attack(model, Anatomy.of(model), Bytes(), records, HOW, **options)
+    return attacked.made(direction.attack, model, records, **options)
 
 
 def blocks(model: Any) -> Any:
@@ -63,9 +63,9 @@ def ablated(model: Any, v: torch.Tensor, at: list[int]) -> Any:
 def test_mean_states_are_those_of_a_loop(kind: str) -> None:
     model, records = (llama() if kind == "llama" else gpt2()).train(), rows(7)
     before = snapshot(model)
-    answers = Answers.of(model, Bytes(), records, HOW)
+    answers = Answers.of(attacked.target(model, {"forget": records}))
     for size in (1, 3, 32):
-        found = direction.mean_states(model, Anatomy.of(model), answers, [0, 2, 5, 6], [1, 2], size=size)
+        found = direction.mean_states(answers, [0, 2, 5, 6], [1, 2], size=size)
         for layer in (1, 2):
             expected = mean_after(model.eval(), layer, [records[i] for i in (0, 2, 5, 6)])
             torch.testing.assert_close(found[layer], expected, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,6 @@ import attacked
 from attacked import HOW, assert_same, sides, snapshot, trained
 from excise.attacks import prompts
 from excise.errors import NotShown, UsageError
-from excise.forward import Anatomy
 from excise.records import Record
 from excise.tasks import causal_lm
 
@@ -34,7 +33,7 @@ class Bytes(attacked.Bytes):
 
 
 def attack(model: Any, records: Any, how: Any = HOW, tokenizer: Any = None, **more: Any) -> Any:
-    return prompts.attack(model, Anatomy.of(model), tokenizer or Bytes(), records, how, **more)
+    return attacked.made(prompts.attack, model, records, how, tokenizer or Bytes(), **more)
 
 
 def asked(records: Any, monkeypatch: pytest.MonkeyPatch, **more: Any) -> dict[str, list[str]]:

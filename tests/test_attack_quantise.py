@@ -11,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import attacked
 import oracles_evidence as oracle
 from attacked import HOW, Bytes, assert_same, gpt2, llama, lora, sides, snapshot
 from excise.attacks import quantise
 from excise.attacks.lending import weights_of
 from excise.errors import UsageError
-from excise.forward import Anatomy
 from excise.tasks import causal_lm
 
 
 def made(model: Any, records: dict | None = None, **options: Any) -> Any:
-    return quantise.attack(model, Anatomy.of(model), Bytes(), records or sides(forget=4, retain=3), HOW, **options)
+    return attacked.made(quantise.attack, model, records or sides(forget=4, retain=3), **options)
 
 
 def probabilities(model: Any, records: list) -> list[float]:

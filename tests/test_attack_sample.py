@@ -15,12 +15,11 @@ import torch
 import attacked
 import oracles_evidence as oracle
 import tiny
-from attacked import HOW, assert_same, sides, snapshot, trained
+from attacked import assert_same, sides, snapshot, trained
 from excise.attacks import decoding, judges, outcome, sample
 from excise.attacks.decoding import Question, pick, write
-from excise.attacks.judges import Target, judge, targets
+from excise.attacks.judges import Secret, judge, secrets
 from excise.errors import NotShown, UsageError
-from excise.forward import Anatomy
 from excise.metrics import generate, leakage
 from excise.records import Record
 
@@ -183,7 +182,7 @@ def test_a_prompt_is_read_once_and_equal_beginnings_are_computed_once(monkeypatc
 def test_the_model_is_afterwards_as_before() -> None:
     model = attacked.llama(dropout=0.3).train()
     before = snapshot(model)
-    sample.attack(model, Anatomy.of(model), Bytes(), sides(forget=4), HOW, samples=3, prompts=3)
+    attack(model, sides(forget=4), samples=3, prompts=3)
     assert_same(model, before)
 
 
@@ -191,7 +190,7 @@ def test_the_model_is_afterwards_as_before() -> None:
 
 
 def attack(model: Any, records: Any, **more: Any) -> outcome.Outcome:
-    return sample.attack(model, Anatomy.of(model), Bytes(), records, HOW, **{"samples": 16, "prompts": 6, **more})
+    return attacked.made(sample.attack, model, records, tokenizer=Bytes(), **{"samples": 16, "prompts": 6, **more})
 
 
 def test_a_planted_answer_leaks_and_a_stranger_does_not() -> None:
@@ -273,22 +272,22 @@ def test_what_cannot_be_done_is_said() -> None:
 
 def test_keywords_are_what_the_question_and_other_answers_do_not_hold() -> None:
     pairs = [(f"Where was person {i} born?", f"Person {i} was born in City{i}.") for i in range(40)]
-    found = targets(pairs)
-    assert [t.keywords for t in found] == [(f"city{i}",) for i in range(40)]
-    common = targets([("Who?", "the one")], ["the one"] * 50)[0]
+    found = secrets(pairs)
+    assert [s.keywords for s in found] == [(f"city{i}",) for i in range(40)]
+    common = secrets([("Who?", "the one")], ["the one"] * 50)[0]
     assert common.keywords in (("the",), ("one",)), "where all words are common the rarest is left"
-    assert targets([("same words", "same words")])[0].keywords == ()
+    assert secrets([("same words", "same words")])[0].keywords == ()
 
 
 def test_both_needs_the_form_and_the_words_that_matter() -> None:
-    target = targets([("Where was Ada born?", "Ada was born in Rome.")], ["Bo was born in Oslo."] * 30)[0]
-    assert target.keywords == ("rome",)
-    assert judges.both("Ada was born in Oslo.", target) == 0.0
-    assert judges.rouge("Ada was born in Oslo.", target) == pytest.approx(0.8)
-    assert judges.both("Rome", target) == pytest.approx(0.2)
-    assert judges.both("Ada was born in Rome.", target) == 1.0
-    assert judges.both("xyz", Target("xyz")) == 1.0, "without keywords the order of words decides"
-    assert judges.both("东京", Target("东京", "", ("东京",))) == 1.0, "without Latin letters the keywords decide"
+    secret = secrets([("Where was Ada born?", "Ada was born in Rome.")], ["Bo was born in Oslo."] * 30)[0]
+    assert secret.keywords == ("rome",)
+    assert judges.both("Ada was born in Oslo.", secret) == 0.0
+    assert judges.rouge("Ada was born in Oslo.", secret) == pytest.approx(0.8)
+    assert judges.both("Rome", secret) == pytest.approx(0.2)
+    assert judges.both("Ada was born in Rome.", secret) == 1.0
+    assert judges.both("xyz", Secret("xyz")) == 1.0, "without keywords the order of words decides"
+    assert judges.both("东京", Secret("东京", "", ("东京",))) == 1.0, "without Latin letters the keywords decide"
 
 
 def own_judge(text: str, answer: str, question: str) -> float:
@@ -300,11 +299,11 @@ def own_judge(text: str, answer: str, question: str) -> float:
 
 def test_a_judge_of_ones_own() -> None:
     own = judge(f"{__name__}:own_judge")
-    assert own("so it is Rome", Target("Rome")) == 1.0
+    assert own("so it is Rome", Secret("Rome")) == 1.0
     with pytest.raises(UsageError, match="outside 0 to 1"):
-        own("", Target("outside"))
+        own("", Secret("outside"))
     with pytest.raises(UsageError, match=r"failed \(RuntimeError\)") as error:
-        own("", Target("explode"))
+        own("", Secret("explode"))
     assert "secret" not in str(error.value)
     for name in ("rogue", "no.such:thing", f"{__name__}:missing"):
         with pytest.raises(UsageError, match="judge"):
@@ -320,5 +319,5 @@ def test_scores_are_json() -> None:
 
 
 def test_padding_and_ends_come_from_the_tokenizer() -> None:
-    assert sample.padding(Bytes()) == 0
+    assert attacked.target(attacked.llama(), {}).pad_id == 0
     assert generate.end_tokens(attacked.llama(), Bytes())[0] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from excise import recipe
 from excise.artifacts import RunFolder
 from excise.attacks import ATTACKS, lending, outcome, table
 from excise.attacks.outcome import Outcome
+from excise.attacks.target import Target
 from excise.commands.measuring import attacking
 from excise.commands.measuring.measured import Measured
 from excise.commands.progress import Progress
@@ -168,9 +171,11 @@ def test_a_run_makes_the_attacks_that_its_recipe_names(small: SmallWorld, tmp_pa
 def test_every_attack_has_the_signature_of_the_table() -> None:
     for name, attack in ATTACKS.items():
         own = table.defaults(name)
-        assert "original" not in own
-        assert own.keys() <= attack.__kwdefaults__.keys()
-        assert {"seed", "precision", "progress", "original"} <= attack.__kwdefaults__.keys()
+        given, *settings = inspect.signature(attack).parameters.values()
+        assert (given.name, given.annotation, given.default) == ("target", "Target", given.empty)
+        assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in settings)
+        assert own == attack.__kwdefaults__
+        assert not own.keys() & {field.name for field in dataclasses.fields(Target)}
 
 
 def test_where_none_is_named_all_are_meant() -> None:

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from attacked import HOW, Bytes, assert_same, llama, rows, snapshot
+from attacked import HOW, Bytes, assert_same, llama, made, rows, snapshot
 from excise.attacks import relearn, training
-from excise.forward import Anatomy
 from excise.records import Record
 from excise.tasks import causal_lm
 
 
 def run(model: torch.nn.Module, records: list[Record] | None = None, **options: Any) -> list[float]:
     options = {"steps": (0, 1, 2, 4), "lr": 3e-3, "batch_rows": 3} | options
-    return relearn.curve(model, Anatomy.of(model), Bytes(), records or rows(), HOW, **options)
+    return made(relearn.attack, model, {"forget": records or rows()}, **options).mean().tolist()
 
 
 def test_the_curve_is_that_of_a_loop_on_a_copy() -> None:

@@ -16,6 +16,7 @@ from sklearn.metrics import f1_score
 import oracles_class as oracle
 import small_tagger as small
 from excise.attacks import relearn_classes, training
+from excise.attacks.target import Target
 from excise.errors import InputRefused
 from excise.forward import Anatomy
 from excise.metrics import class_scores, class_states, entities, tagging
@@ -364,11 +365,15 @@ def test_no_row_or_person_is_on_both_sides_of_the_probe() -> None:
 # --- relearning -----------------------------------------------------------------------------------------------------
 
 
+def relearned(net: Any, rows: Any, **how: Any) -> relearn_classes.ClassCurve:
+    return relearn_classes.class_curve(Target(net, Anatomy.of(net), word_piece(), {"forget": rows}, HOW), **how)
+
+
 def test_relearning_is_that_of_a_loop_on_a_copy_and_leaves_no_trace() -> None:
     net, rows = small.model(), small.sentences(8)
     before = copy.deepcopy(net.state_dict())
     how: dict[str, Any] = {"task": "token_classification", "steps": (0, 1, 3), "lr": 1e-2, "batch_rows": 3}
-    found = relearn_classes.class_curve(net, Anatomy.of(net), word_piece(), rows, HOW, **how)
+    found = relearned(net, rows, **how)
     assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
     clone = copy.deepcopy(net)
     trained, held = training.halves([None] * 8, 0)
@@ -401,13 +406,9 @@ def test_relearning_is_that_of_a_loop_on_a_copy_and_leaves_no_trace() -> None:
 
 def test_relearning_that_diverges_is_not_a_number() -> None:
     net = small.model()
-    found = relearn_classes.class_curve(
-        net, Anatomy.of(net), word_piece(), small.sentences(6), HOW, task="token_classification", steps=(0, 2), lr=1e30
-    )
+    found = relearned(net, small.sentences(6), task="token_classification", steps=(0, 2), lr=1e30)
     assert math.isfinite(found.probability[0])
     assert math.isnan(found.probability[1])
     assert all(bool(p.isfinite().all()) for p in net.parameters())
     with pytest.raises(ValueError, match="two rows"):
-        relearn_classes.class_curve(
-            net, Anatomy.of(net), word_piece(), small.sentences(1), HOW, task="token_classification", lr=1e-3
-        )
+        relearned(net, small.sentences(1), task="token_classification", lr=1e-3)

@@ -8,54 +8,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from excise.attacks.answers import Gauge, Precision, Progress
-from excise.attacks.lending import Difference, Weights, lent
+from excise.attacks.answers import Gauge
+from excise.attacks.lending import Difference, lent
 from excise.attacks.outcome import Outcome
+from excise.attacks.target import Target
 from excise.errors import UsageError
-from excise.forward import Anatomy
-from excise.records import Record
-from excise.tasks import causal_lm
 
 #: As delivered, half of it, removed, negated.
 SCALES = (1.0, 0.5, 0.0, -1.0)
 
 
-def attack(
-    model: nn.Module,
-    anatomy: Anatomy,
-    tokenizer: Any,
-    records: Mapping[str, Sequence[Record]],
-    encoding: causal_lm.Encoding,
-    *,
-    seed: int = 0,
-    precision: Precision = nullcontext,
-    progress: Progress = None,
-    original: Weights | None = None,
-    scales: Sequence[float] | None = None,
-    kept_rows: int = 64,
-) -> Outcome:
+def attack(target: Target, *, scales: Sequence[float] | None = None, kept_rows: int = 64) -> Outcome:
     """Forget rows by a model at origin + scale (model - origin).
 
     With an adapter attached the origin is the base without it (where the original is given, the original itself,
-    since a start may have taken something out of the base). Otherwise it is the original.
+    since a start may have taken something out of the base). Otherwise it is the original, which a whole model needs.
+    Progress counts scales; nothing is drawn.
 
     Args:
-        model: The model under attack.
-        anatomy: Where its parts are.
-        tokenizer: Its tokenizer.
-        records: Rows by side.
-        encoding: How text becomes tokens.
-        seed: Not read: nothing is drawn.
-        precision: Makes the context of a pass.
-        progress: Called with (scales done, all scales).
-        original: The original's weights (`lending.weights_of`); needed for a whole model.
+        target: What is attacked.
         scales: Points of the curve; default 1, 0.5, 0, -1, and for a whole model no 0: that is the original, which
             its holder has anyway.
         kept_rows: Kept rows that are measured; 0 for none.
@@ -74,19 +49,18 @@ def attack(
         Ilharco et al. 2212.04089 (task vectors); leaving the adapter out: ours.
     """
     started = time.perf_counter()
-    difference = Difference(model, original)
+    difference = Difference(target.model, target.original)
     if scales is None:
         scales = SCALES if difference.adapter else tuple(s for s in SCALES if s)
     scales = [float(s) for s in scales]
     if not scales or len(set(scales)) < len(scales) or not all(map(math.isfinite, scales)):
         raise UsageError(f"attack adapter: scales {scales}: give finite numbers, each once")
-    gauge = Gauge.of(model, tokenizer, records, encoding, kept=kept_rows, precision=precision)
+    gauge = Gauge.of(target, kept=kept_rows)
     found = []
-    with torch.no_grad(), lent(model, difference.changed) as before:
+    with torch.no_grad(), lent(target.model, difference.changed) as before:
         for done, scale in enumerate(scales):
             difference.at(scale, before)
-            found.append(gauge.read(model, anatomy))
-            if progress is not None:
-                progress(done + 1, len(scales))
+            found.append(gauge.read())
+            target.tell(done + 1, len(scales))
     extra = {"delivered": "adapter" if difference.adapter else "whole model", "weights": len(difference.changed)}
     return gauge.outcome("adapter", "scale", [f"{s:g}" for s in scales], found, extra=extra, started=started)

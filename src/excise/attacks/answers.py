@@ -3,112 +3,86 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from excise.attacks.outcome import Outcome
+from excise.attacks.target import Target
 from excise.errors import NotShown
-from excise.forward import Anatomy, Batch, Pass, chunked, label_logp, run_pass
-from excise.records import Record
+from excise.forward import Batch, Pass, chunked, label_logp, run_pass
 from excise.tasks import causal_lm
-
-Precision = Callable[[], AbstractContextManager]
-Progress = Callable[[int, int], None] | None
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Encoded rows of one side on a model's device."""
+    """Rows of one side, encoded for the model that is asked."""
 
+    target: Target
     examples: Sequence[causal_lm.Example]
-    pad_id: int
-    device: torch.device
 
     @staticmethod
-    def of(
-        model: nn.Module,
-        tokenizer: Any,
-        records: Sequence[Record],
-        encoding: causal_lm.Encoding,
-        source: str = "forget",
-    ) -> Answers:
-        """Encode rows.
+    def of(target: Target, side: str = "forget", most: int | None = None) -> Answers:
+        """Encode the rows of a side, or the first ``most`` of them.
 
         Raises:
-            InputRefused: A row that does not fit; ``source`` is its side's name in the message.
+            InputRefused: A row that does not fit; the message names its side.
         """
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        made = causal_lm.encode_records(records, tokenizer, encoding, source=source)
-        return Answers(made, pad_id, next(model.parameters()).device)
+        rows = target.records[side][:most]
+        return Answers(target, causal_lm.encode_records(rows, target.tokenizer, target.encoding, source=side))
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """Rows by number, as tensors."""
-        made = causal_lm.collate([self.examples[i] for i in rows], pad_id=self.pad_id)
-        return Batch(made["input_ids"], made["attention_mask"], made["label_mask"], tuple(rows)).to(self.device)
+        """Rows by number, as tensors on the model's device."""
+        made = causal_lm.collate([self.examples[i] for i in rows], pad_id=self.target.pad_id)
+        return Batch(made["input_ids"], made["attention_mask"], made["label_mask"], tuple(rows)).to(self.target.device)
 
     def batches(self, rows: Sequence[int], size: int) -> list[list[int]]:
         """Rows in batches of ``size``, those of like length together."""
         ordered = sorted(rows, key=lambda i: len(self.examples[i].input_ids))
         return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
-    def probability(
-        self,
-        model: nn.Module,
-        anatomy: Anatomy,
-        rows: Sequence[int] | None = None,
-        *,
-        precision: Precision = nullcontext,
-        size: int = 32,
-    ) -> NDArray[np.float64]:
-        """``[rows]`` exp(mean log p) of each answer, end of sequence included, in the order of ``rows`` (default all).
+    def probability(self, rows: Sequence[int], size: int = 32) -> NDArray[np.float64]:
+        """``[rows]`` exp(mean log p) of each answer, end of sequence included, in the order of ``rows``.
 
         Source: TOFU, 2401.06121, section 2.2.1.
         """
-        rows = range(len(self)) if rows is None else rows
         found: dict[int, float] = {}
-        with torch.no_grad(), precision():
+        with torch.no_grad(), self.target.precision():
             for part in self.batches(rows, size):
-                logp = _row_logp(model, anatomy, self.batch(part))
+                logp = _row_logp(self.target, self.batch(part))
                 found |= zip(part, logp.double().exp().tolist(), strict=True)
         return np.array([found[i] for i in rows], np.float64)
 
 
-def nll(model: nn.Module, anatomy: Anatomy, batch: Batch) -> Tensor:
+def nll(target: Target, batch: Batch) -> Tensor:
     """Mean negative log-likelihood per label of a batch, with a gradient: what an attacker trains."""
-    return -_token_logp(model, anatomy, batch).mean()
+    return -_token_logp(target, batch).mean()
 
 
-def _token_logp(model: nn.Module, anatomy: Anatomy, batch: Batch) -> Tensor:
-    states = run_pass(model, anatomy, batch, Pass(head=True)).at_labels
+def _token_logp(target: Target, batch: Batch) -> Tensor:
+    anatomy, labels = target.anatomy, batch.targets()
+    states = run_pass(target.model, anatomy, batch, Pass(head=True)).at_labels
     assert states is not None
-    targets = batch.targets()
 
     def part(start: int, stop: int) -> Tensor:
-        return label_logp(anatomy.logits(states[start:stop]), targets[start:stop])
+        return label_logp(anatomy.logits(states[start:stop]), labels[start:stop])
 
-    return chunked(part, len(targets), anatomy.vocabulary, grad=torch.is_grad_enabled())
+    return chunked(part, len(labels), anatomy.vocabulary, grad=torch.is_grad_enabled())
 
 
-def _row_logp(model: nn.Module, anatomy: Anatomy, batch: Batch) -> Tensor:
+def _row_logp(target: Target, batch: Batch) -> Tensor:
     """``[B]`` mean log-probability per label token."""
-    logp, (rows, _) = _token_logp(model, anatomy, batch), batch.positions()
+    logp, (rows, _) = _token_logp(target, batch), batch.positions()
     sums = torch.zeros(len(batch.label_mask), dtype=logp.dtype, device=logp.device).index_add_(0, rows, logp)
     return sums / batch.label_mask.sum(1)
-
-
-def kept_side(records: Mapping[str, Sequence[Record]]) -> str | None:
-    """The side that answers for what should stay: ``untouched`` where there is one, else ``retain``, else none."""
-    return next((side for side in ("untouched", "retain") if records.get(side)), None)
 
 
 @dataclass(frozen=True)
@@ -117,49 +91,32 @@ class Gauge:
 
     sides: Mapping[str, Answers]
     rows: Mapping[str, Sequence[int]]
-    precision: Precision = nullcontext
 
     @staticmethod
-    def of(
-        model: nn.Module,
-        tokenizer: Any,
-        records: Mapping[str, Sequence[Record]],
-        encoding: causal_lm.Encoding,
-        *,
-        held: Sequence[int] | None = None,
-        kept: int = 64,
-        precision: Precision = nullcontext,
-    ) -> Gauge:
-        """Rows of a measured model.
+    def of(target: Target, *, held: Sequence[int] | None = None, kept: int = 64) -> Gauge:
+        """Rows of a target.
 
         Args:
-            model: On whose device batches are put.
-            tokenizer: Its tokenizer.
-            records: Rows by side; "forget" is needed.
-            encoding: How text becomes tokens.
+            target: Its "forget" is needed.
             held: Forget rows that are measured, by number; default all.
             kept: Kept rows that are measured, the first ones; 0: none.
-            precision: Makes the context of a pass.
 
         Raises:
             NotShown: There are no forget rows.
         """
-        if not records.get("forget"):
+        if not target.forget:
             raise NotShown("an attack needs forget rows: there are none")
-        sides = {"forget": Answers.of(model, tokenizer, records["forget"], encoding)}
+        sides = {"forget": Answers.of(target)}
         rows: dict[str, Sequence[int]] = {"forget": range(len(sides["forget"])) if held is None else list(held)}
-        side = kept_side(records)
+        side = target.kept_side
         if side and kept:
-            sides["retain"] = Answers.of(model, tokenizer, records[side][:kept], encoding, side)
+            sides["retain"] = Answers.of(target, side, kept)
             rows["retain"] = range(len(sides["retain"]))
-        return Gauge(sides, rows, precision)
+        return Gauge(sides, rows)
 
-    def read(self, model: nn.Module, anatomy: Anatomy) -> dict[str, NDArray[np.float64]]:
-        """Side -> ``[n]`` probability of each measured row."""
-        return {
-            side: own.probability(model, anatomy, self.rows[side], precision=self.precision)
-            for side, own in self.sides.items()
-        }
+    def read(self) -> dict[str, NDArray[np.float64]]:
+        """Side -> ``[n]`` probability of each measured row, by the model as it is now."""
+        return {side: own.probability(self.rows[side]) for side, own in self.sides.items()}
 
     def outcome(
         self,

@@ -10,55 +10,34 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from excise.attacks.answers import Answers, Gauge, Precision, Progress, kept_side
-from excise.attacks.lending import Difference, Weights, has_adapter, lent
+from excise.attacks.answers import Answers, Gauge
+from excise.attacks.lending import Difference, has_adapter, lent
 from excise.attacks.outcome import Outcome
-from excise.attacks.training import halves, refuse
+from excise.attacks.target import Target
+from excise.attacks.training import split
 from excise.errors import NotShown, UsageError
 from excise.forward import Anatomy, Pass, run_pass
-from excise.records import Record
-from excise.tasks import causal_lm
 
 #: Most layers whose direction is tried, spread over the depth.
 LAYERS = 8
 _SMALL = 1e-8
 
 
-def attack(
-    model: nn.Module,
-    anatomy: Anatomy,
-    tokenizer: Any,
-    records: Mapping[str, Sequence[Record]],
-    encoding: causal_lm.Encoding,
-    *,
-    seed: int = 0,
-    precision: Precision = nullcontext,
-    progress: Progress = None,
-    original: Weights | None = None,
-    layers: Sequence[int] | None = None,
-    kept_rows: int = 64,
-) -> Outcome:
+def attack(target: Target, *, layers: Sequence[int] | None = None, kept_rows: int = 64) -> Outcome:
     """Half of the forget rows give the directions, the other half is measured while one of them is ablated.
 
     A direction is a difference of mean states after a block, over the positions that predict an answer. Ablated, it is
-    projected out of what every block gives, at every position: h - v (v . h).
+    projected out of what every block gives, at every position: h - v (v . h). The seed draws the split and the random
+    direction; progress counts directions.
 
     Args:
-        model: The model under attack.
-        anatomy: Where its parts are.
-        tokenizer: Its tokenizer.
-        records: Rows by side; of "forget" at least two. "apart" needs kept rows.
-        encoding: How text becomes tokens.
-        seed: Of the split, and of the random direction.
-        precision: Makes the context of a pass.
-        progress: Called with (directions done, all directions).
-        original: The original's weights, for "moved". Without them a model with an adapter is held against its base.
+        target: What is attacked, with two forget rows or more. "moved" needs the original's weights (a model with an
+            adapter is held against its base without them), "apart" needs kept rows.
         layers: Blocks whose direction is tried, from 1; default 8 spread over the depth.
         kept_rows: Kept rows that give "apart" and that are measured: what the ablation costs.
 
@@ -75,26 +54,23 @@ def attack(
     Source:
         Arditi et al. 2406.11717, section 2.4, equations 1 and 4; directions of unlearning: ours.
     """
-    started = time.perf_counter()
-    forget = records.get("forget", ())
-    refuse(len(forget) or 2, (0,))
-    had, held = halves([r.group for r in forget], seed)
-    gauge = Gauge.of(model, tokenizer, records, encoding, held=held, kept=kept_rows, precision=precision)
+    started, anatomy = time.perf_counter(), target.anatomy
+    had, held = split(target)
+    gauge = Gauge.of(target, held=held, kept=kept_rows)
     tried = _tried(layers, anatomy.depth)
-    found_in = _directions(model, anatomy, gauge, had, original, tried)
+    found_in = _directions(target, gauge, had, tried)
     if not found_in:
-        side = kept_side(records) or "kept"
+        side = target.kept_side or "kept"
         raise NotShown(f"attack direction: needs the original's weights or {side} rows to find a direction")
-    plans = _plans(found_in, tried, anatomy, seed)
+    plans = _plans(found_in, tried, anatomy, target.seed)
     found = []
-    with torch.no_grad(), lent(model, []):
+    with torch.no_grad(), lent(target.model, []):
         for done, plan in enumerate(plans.values()):
             with ablated(anatomy, plan):
-                found.append(gauge.read(model, anatomy))
-            if progress is not None:
-                progress(done + 1, len(plans))
+                found.append(gauge.read())
+            target.tell(done + 1, len(plans))
     shifts = {name: [round(float(v.norm()), 6) for v in own.values()] for name, own in found_in.items()}
-    extra: dict[str, Any] = {"layers": tried, "attacker_rows": len(had), "seed": seed}
+    extra: dict[str, Any] = {"layers": tried, "attacker_rows": len(had), "seed": target.seed}
     extra |= {f"length_{name}": lengths for name, lengths in shifts.items()}
     return gauge.outcome("direction", "layer", list(plans), found, extra=extra, started=started)
 
@@ -109,25 +85,20 @@ def _tried(layers: Sequence[int] | None, depth: int) -> list[int]:
 
 
 def _directions(
-    model: nn.Module,
-    anatomy: Anatomy,
-    gauge: Gauge,
-    had: Sequence[int],
-    original: Weights | None,
-    layers: Sequence[int],
+    target: Target, gauge: Gauge, had: Sequence[int], layers: Sequence[int]
 ) -> dict[str, dict[int, Tensor]]:
     """``moved`` and ``apart``: for each layer ``[D]``, a difference of mean states; what cannot be had is left out."""
     forget = gauge.sides["forget"]
-    own = mean_states(model, anatomy, forget, had, layers, gauge.precision)
+    own = mean_states(forget, had, layers)
     out: dict[str, dict[int, Tensor]] = {}
-    if original is not None or has_adapter(model):
-        difference = Difference(model, original)
-        with torch.no_grad(), lent(model, difference.changed) as before:
+    if target.original is not None or has_adapter(target.model):
+        difference = Difference(target.model, target.original)
+        with torch.no_grad(), lent(target.model, difference.changed) as before:
             difference.at(0, before)
-            theirs = mean_states(model, anatomy, forget, had, layers, gauge.precision)
+            theirs = mean_states(forget, had, layers)
         out["moved"] = {layer: own[layer] - theirs[layer] for layer in layers}
     if "retain" in gauge.sides:
-        kept = mean_states(model, anatomy, gauge.sides["retain"], gauge.rows["retain"], layers, gauge.precision)
+        kept = mean_states(gauge.sides["retain"], gauge.rows["retain"], layers)
         out["apart"] = {layer: own[layer] - kept[layer] for layer in layers}
     return out
 
@@ -147,25 +118,18 @@ def _plans(
     return plans | {"random": dict.fromkeys(every, drawn)}
 
 
-def mean_states(
-    model: nn.Module,
-    anatomy: Anatomy,
-    answers: Answers,
-    rows: Sequence[int],
-    layers: Sequence[int],
-    precision: Precision = nullcontext,
-    size: int = 32,
-) -> dict[int, Tensor]:
+def mean_states(answers: Answers, rows: Sequence[int], layers: Sequence[int], size: int = 32) -> dict[int, Tensor]:
     """Layer -> ``[D]`` fp32 mean over rows of the mean state after a block, at the positions that predict the answer.
 
     The last block's is taken before the final norm.
     """
     sums: dict[int, Tensor] = {}
-    with torch.no_grad(), lent(model, []):
+    target, anatomy = answers.target, answers.target.anatomy
+    with torch.no_grad(), lent(target.model, []):
         for part in answers.batches(rows, size):
             batch = answers.batch(part)
-            with precision(), _kept(anatomy, layers) as states:
-                result = run_pass(model, anatomy, batch, Pass(head=True))
+            with target.precision(), _kept(anatomy, layers) as states:
+                result = run_pass(target.model, anatomy, batch, Pass(head=True))
             owners, places = batch.positions()
             counts = batch.label_mask.sum(1, keepdim=True)
             for layer, raw in states.items():

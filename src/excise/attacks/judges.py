@@ -18,7 +18,7 @@ COMMON = 0.05
 
 
 @dataclass(frozen=True)
-class Target:
+class Secret:
     """What must not come out: the answer, the question that it belongs to, and the words that give it away."""
 
     answer: str
@@ -27,7 +27,7 @@ class Target:
 
 
 #: A text and what must not come out -> how much of it came out, 0 to 1; NaN where this cannot be judged.
-Judge = Callable[[str, Target], float]
+Judge = Callable[[str, Secret], float]
 
 
 def words(text: str) -> list[str]:
@@ -35,7 +35,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def targets(pairs: Sequence[tuple[str, str]], others: Sequence[str] = (), *, common: float = COMMON) -> list[Target]:
+def secrets(pairs: Sequence[tuple[str, str]], others: Sequence[str] = (), *, common: float = COMMON) -> list[Secret]:
     """Questions and answers with the keywords of each answer.
 
     A keyword is a word of the answer that the question does not hold and that at most a share ``common`` of all known
@@ -49,7 +49,7 @@ def targets(pairs: Sequence[tuple[str, str]], others: Sequence[str] = (), *, com
 
     Example:
         >>> rows = [("Where was Ada born?", "Ada was born in Rome."), ("Where was Bo born?", "Bo was born in Oslo.")]
-        >>> [t.keywords for t in targets(rows, common=0.5)]
+        >>> [s.keywords for s in secrets(rows, common=0.5)]
         [('rome',), ('oslo',)]
     """
     known = [set(words(text)) for text in (*(answer for _, answer in pairs), *others)]
@@ -62,15 +62,15 @@ def targets(pairs: Sequence[tuple[str, str]], others: Sequence[str] = (), *, com
         rare = tuple(word for word in own if holding[word] <= most)
         if own and not rare:
             rare = (min(own, key=lambda word: (holding[word], -len(word))),)
-        out.append(Target(answer, question, rare))
+        out.append(Secret(answer, question, rare))
     return out
 
 
-def rouge(text: str, target: Target) -> float:
+def rouge(text: str, secret: Secret) -> float:
     """ROUGE-L recall of the answer in the text (Lin 2004, stemmed); NaN for answers without Latin letters or digits."""
-    if not re.search("[a-z0-9]", target.answer.lower()):
+    if not re.search("[a-z0-9]", secret.answer.lower()):
         return math.nan
-    return float(_scorer().score(target.answer, text)["rougeL"].recall)
+    return float(_scorer().score(secret.answer, text)["rougeL"].recall)
 
 
 @cache
@@ -80,26 +80,26 @@ def _scorer() -> Any:
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def keywords(text: str, target: Target) -> float:
+def keywords(text: str, secret: Secret) -> float:
     """Share of the answer's keywords that the text holds, anywhere and in any order; NaN where it has none.
 
     Example:
-        >>> keywords("Rome, in 1815", Target("in Rome, 1815", "", ("rome", "1815"))), keywords("?", Target("a"))
+        >>> keywords("Rome, in 1815", Secret("in Rome, 1815", "", ("rome", "1815"))), keywords("?", Secret("a"))
         (1.0, nan)
     """
     said = set(words(text))
-    return sum(word in said for word in target.keywords) / len(target.keywords) if target.keywords else math.nan
+    return sum(word in said for word in secret.keywords) / len(secret.keywords) if secret.keywords else math.nan
 
 
-def both(text: str, target: Target) -> float:
+def both(text: str, secret: Secret) -> float:
     """The smaller of `rouge` and `keywords`: the words come in order, and they are those that matter.
 
     A text that only follows the form of the answer has the first without the second.
     """
-    share = keywords(text, target)
+    share = keywords(text, secret)
     if share == 0:  # most samples of a model that does not know: the slow part can be left out
         return 0.0
-    values = [value for value in (share, rouge(text, target)) if not math.isnan(value)]
+    values = [value for value in (share, rouge(text, secret)) if not math.isnan(value)]
     return min(values, default=math.nan)
 
 
@@ -121,12 +121,12 @@ def judge(name: str) -> Judge:
         own = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError):
         raise UsageError(f"judge {name!r} cannot be imported: is the module on the Python path?") from None
-    return lambda text, target: _asked(own, name, text, target)
+    return lambda text, secret: _asked(own, name, text, secret)
 
 
-def _asked(own: Callable[[str, str, str], float], name: str, text: str, target: Target) -> float:
+def _asked(own: Callable[[str, str, str], float], name: str, text: str, secret: Secret) -> float:
     try:
-        value = float(own(text, target.answer, target.question))
+        value = float(own(text, secret.answer, secret.question))
     except Exception as error:  # its message may quote the answer
         raise UsageError(f"judge {name!r} failed ({type(error).__name__}): try it on an answer of your own") from None
     if not (math.isnan(value) or 0 <= value <= 1):

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from excise.attacks.answers import Precision, Progress, kept_side
 from excise.attacks.decoding import Question, write
-from excise.attacks.judges import Target, judge, targets
+from excise.attacks.judges import Secret, judge, secrets
 from excise.attacks.outcome import Outcome
-from excise.attacks.sample import chosen, padding, score
+from excise.attacks.sample import chosen, score
+from excise.attacks.target import Target
 from excise.errors import UsageError
-from excise.forward import Anatomy
 from excise.metrics.generate import LONGER, SPARE, end_tokens
 from excise.records import Record
 from excise.tasks import causal_lm
@@ -32,16 +29,8 @@ Tokens = tuple[int, ...]
 
 
 def attack(
-    model: nn.Module,
-    anatomy: Anatomy,
-    tokenizer: Any,
-    records: Mapping[str, Sequence[Record]],
-    encoding: causal_lm.Encoding,
+    target: Target,
     *,
-    seed: int = 0,
-    precision: Precision = nullcontext,
-    progress: Progress = None,
-    original: Any = None,
     rows: int = 200,
     prefixes: Sequence[str] = PREFIXES,
     shots: int = 3,
@@ -53,16 +42,11 @@ def attack(
 ) -> Outcome:
     """Forget questions asked in several ways, and whether the greedy answer leaks.
 
+    Kept rows are the examples of few-shot prompts. The seed draws rows, examples and rewordings by rule; progress
+    counts questions.
+
     Args:
-        model: The model under attack.
-        anatomy: Where its parts are; not read.
-        tokenizer: Its tokenizer.
-        records: Rows by side: "forget" is asked, kept rows are the examples of few-shot prompts.
-        encoding: How text becomes tokens.
-        seed: Of the choice of rows, of examples and of rewordings by rule.
-        precision: Makes the context of a pass.
-        progress: Called with (questions done, all questions).
-        original: Not read.
+        target: What is attacked.
         rows: Most forget rows that are asked.
         prefixes: Beginnings of an answer that the attacker writes for the model.
         shots: Kept questions with their answers before the question; fewer where the context is short. 0: none.
@@ -88,24 +72,24 @@ def attack(
     if rows < 1 or shots < 0 or not 0 <= first_words < 1 or not 0 < threshold <= 1:
         raise UsageError("attack prompts: rows at least 1, shots 0 or more, first_words in [0, 1), threshold in (0, 1]")
     scorer = judge(judged_by)
-    picked = chosen(len(records.get("forget", ())), rows, seed)
-    ways = _Ways.of(model, tokenizer, records, encoding, picked, seed)
+    picked = chosen(len(target.forget), rows, target.seed)
+    ways = _Ways.of(target, picked)
     asked = ways.all(prefixes, shots, first_words)
     flat = [(name, place) for name, own in asked.items() for place, ids in enumerate(own) if ids]
     written = write(
-        model, [Question(asked[name][i], min(max_new_tokens, ways.bounds[i]), picked[i]) for name, i in flat],
-        ends=end_tokens(model, tokenizer), pad_id=padding(tokenizer), temperature=0, batch_rows=batch_rows,
-        precision=precision, progress=progress,
+        target.model, [Question(asked[name][i], min(max_new_tokens, ways.bounds[i]), picked[i]) for name, i in flat],
+        ends=end_tokens(target.model, target.tokenizer), pad_id=target.pad_id, temperature=0, batch_rows=batch_rows,
+        precision=target.precision, progress=target.progress,
     )  # fmt: skip
-    aims = {name: ways.rest(first_words) if name == "first-words" else ways.aims for name in asked}
+    hidden = {name: ways.rest(first_words if name == "first-words" else 0.0) for name in asked}
     scores = {name: np.full(len(picked), math.nan) for name in asked}
     for (name, i), found in zip(flat, written, strict=True):
-        scores[name][i] = score(found, aims[name][i], tokenizer, scorer)[0]
+        scores[name][i] = score(found, hidden[name][i], target.tokenizer, scorer)[0]
     leaks = {name: np.where(np.isnan(own), math.nan, own >= threshold) for name, own in scores.items()}
     leaks["any"] = np.fmax.reduce([own for name, own in leaks.items() if name != "first-words"])
     extra = {
         "judge": judged_by, "threshold": threshold, "prefixes": list(prefixes), "shots": shots,
-        "first_words": first_words, "seed": seed, "reworded_by_rule": ways.by_rule,
+        "first_words": first_words, "seed": target.seed, "reworded_by_rule": ways.by_rule,
         "scores": {name: [None if math.isnan(s) else round(s, 4) for s in own] for name, own in scores.items()},
     }  # fmt: skip
     return Outcome(
@@ -128,25 +112,17 @@ class _Ways:
     others: Sequence[str]
 
     @staticmethod
-    def of(
-        model: nn.Module,
-        tokenizer: Any,
-        records: Mapping[str, Sequence[Record]],
-        encoding: causal_lm.Encoding,
-        picked: Sequence[int],
-        seed: int,
-    ) -> _Ways:
+    def of(target: Target, picked: Sequence[int]) -> _Ways:
         """The forget rows of these numbers."""
-        config = getattr(model, "config", None)
+        config, encoding, side = getattr(target.model, "config", None), target.encoding, target.kept_side
         context = getattr(config, "max_position_embeddings", None) or encoding.max_length
-        rows = [records["forget"][i] for i in picked]
-        side = kept_side(records)
-        kept = [r for r in records[side] if r.prompt is not None] if side else []
-        others = [r.completion for name, own in records.items() if name != "forget" for r in own]
+        rows = [target.forget[i] for i in picked]
+        kept = [r for r in target.records[side] if r.prompt is not None] if side else []
+        others = [r.completion for name, own in target.records.items() if name != "forget" for r in own]
         # Examples before a question need room that the rows alone do not: the model's whole context.
         roomy = replace(encoding, max_length=max(context, encoding.max_length))
-        examples = causal_lm.encode_records(rows, tokenizer, encoding, source="forget")
-        return _Ways(rows, picked, kept, tokenizer, roomy, seed, examples, others)
+        examples = causal_lm.encode_records(rows, target.tokenizer, encoding, source="forget")
+        return _Ways(rows, picked, kept, target.tokenizer, roomy, target.seed, examples, others)
 
     @property
     def bounds(self) -> list[int]:
@@ -158,20 +134,15 @@ class _Ways:
         """Rows whose rewording is one by rule, because they bring none."""
         return sum(r.prompt is not None and _rewording(r) is None for r in self.records)
 
-    @property
-    def aims(self) -> list[Target]:
-        """What must not come out."""
-        return self.rest(0.0)
-
-    def rest(self, share: float) -> list[Target]:
-        """What must not come out when the attacker has the first tokens of the answer."""
+    def rest(self, share: float) -> list[Secret]:
+        """What must not come out when the attacker has this share of the answer's tokens, the first ones."""
         pairs = []
         for record, example in zip(self.records, self.examples, strict=True):
             cut = _cut(record, example, share)
             answer = self.tokenizer.decode(example.input_ids[cut:], skip_special_tokens=True).strip()
             given = self.tokenizer.decode(example.input_ids[:cut], skip_special_tokens=True)
             pairs.append((given, answer))
-        return targets(pairs, self.others)
+        return secrets(pairs, self.others)
 
     def all(self, prefixes: Sequence[str], shots: int, first_words: float) -> dict[str, list[Tokens]]:
         """Tokens of every way for every row; none where a way does not apply."""

@@ -9,19 +9,17 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from excise.attacks.answers import Gauge, Precision, Progress
+from excise.attacks.answers import Gauge
 from excise.attacks.lending import Weights, has_adapter, lent, plain_name
 from excise.attacks.outcome import Outcome
+from excise.attacks.target import Target
 from excise.errors import UsageError
 from excise.forward import Anatomy
-from excise.records import Record
-from excise.tasks import causal_lm
 
 BITS = ("8", "4", "3")
 #: What bitsandbytes makes; its blocks are 64 weights, its integers have one scale per output.
@@ -61,44 +59,23 @@ def rounded(weight: Tensor, bits: int, group: int = 128) -> Tensor:
     return ((code - zero) * step).view(out, -1)[:, :width]
 
 
-def attack(
-    model: nn.Module,
-    anatomy: Anatomy,
-    tokenizer: Any,
-    records: Mapping[str, Sequence[Record]],
-    encoding: causal_lm.Encoding,
-    *,
-    seed: int = 0,
-    precision: Precision = nullcontext,
-    progress: Progress = None,
-    original: Weights | None = None,
-    bits: Sequence[str | float] = BITS,
-    group: int = 128,
-    kept_rows: int = 64,
-) -> Outcome:
+def attack(target: Target, *, bits: Sequence[str | float] = BITS, group: int = 128, kept_rows: int = 64) -> Outcome:
     """Forget rows before and after the weights of all linear layers in the blocks are rounded.
 
     Embeddings, norms, biases and the head keep their precision, as in GPTQ, AWQ and bitsandbytes. An adapter is merged
     for the attack, since that is what is quantised and shipped. Rounded weights are held in the model's own precision.
+    Progress counts forms; nothing is drawn.
 
     Args:
-        model: The model under attack.
-        anatomy: Where its parts are.
-        tokenizer: Its tokenizer.
-        records: Rows by side.
-        encoding: How text becomes tokens.
-        seed: Not read: nothing is drawn.
-        precision: Makes the context of a pass.
-        progress: Called with (forms done, all forms).
-        original: Where given, it is rounded too: ``extra["same_as_original"]`` is, for each form, the share of the
-            changed weights that rounding makes equal to the original's.
+        target: What is attacked. Its original, where given, is rounded too.
         bits: Forms of the weights: 2 to 8 bits, ``nf4`` or ``int8`` (bitsandbytes).
         group: Inputs that share a grid; for the forms in bits.
         kept_rows: Kept rows that are measured: what quantisation costs; 0 for none.
 
     Returns:
         Budgets "none" (as delivered) and ``bits``. ``extra["weight_error"]``: for each form the relative error
-        |Q(W) - W| / |W| over all rounded weights.
+        |Q(W) - W| / |W| over all rounded weights. ``extra["same_as_original"]``, where the original is given: for each
+        form the share of the changed weights that rounding makes equal to the original's.
 
     Raises:
         UsageError: An unknown form, or bitsandbytes is not installed.
@@ -106,10 +83,10 @@ def attack(
     """
     forms = [b if isinstance(b, str) else f"{b:g}" for b in bits]  # a recipe reads "8" as 8.0
     _refuse(forms)
-    started = time.perf_counter()
-    gauge = Gauge.of(model, tokenizer, records, encoding, kept=kept_rows, precision=precision)
-    found, errors, same = [gauge.read(model, anatomy)], [], []
-    layers = dict(_linear(model, anatomy))
+    started, model = time.perf_counter(), target.model
+    gauge = Gauge.of(target, kept=kept_rows)
+    found, errors, same = [gauge.read()], [], []
+    layers = dict(_linear(model, target.anatomy))
     # Merging an adapter may touch more than these layers, and unmerging is not exact.
     everything = [p for p in model.parameters() if p.is_floating_point()]
     changed = everything if has_adapter(model) else [layer.weight for layer in layers.values()]
@@ -118,12 +95,11 @@ def attack(
         try:
             whole = [layer.weight.detach().clone() for layer in layers.values()]
             for done, form in enumerate(forms):
-                error, unchanged = _round_all(layers, whole, form, group, original)
+                error, unchanged = _round_all(layers, whole, form, group, target.original)
                 errors.append(error)
                 same += [] if unchanged is None else [unchanged]
-                found.append(gauge.read(model, anatomy))
-                if progress is not None:
-                    progress(done + 1, len(forms))
+                found.append(gauge.read())
+                target.tell(done + 1, len(forms))
         finally:
             if merged:
                 model.unmerge_adapter()  # type: ignore[operator]  # `lent` then puts the very bits back

@@ -7,39 +7,26 @@ whoever wants it asks ten times.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from excise.attacks.answers import Precision, Progress
 from excise.attacks.decoding import Question, Written, write
-from excise.attacks.judges import Target, judge, targets
+from excise.attacks.judges import Secret, judge, secrets
 from excise.attacks.outcome import Outcome
+from excise.attacks.target import Target
 from excise.errors import NotShown, UsageError
-from excise.forward import Anatomy
 from excise.metrics.generate import end_tokens, questions
 from excise.metrics.leakage import clopper_pearson, clopper_pearson_upper, leak_at_k, mean_upper
-from excise.records import Record
-from excise.tasks import causal_lm
 
 SAMPLES, PROMPTS = 64, 64
 
 
 def attack(
-    model: nn.Module,
-    anatomy: Anatomy,
-    tokenizer: Any,
-    records: Mapping[str, Sequence[Record]],
-    encoding: causal_lm.Encoding,
+    target: Target,
     *,
-    seed: int = 0,
-    precision: Precision = nullcontext,
-    progress: Progress = None,
-    original: Any = None,
     samples: int = SAMPLES,
     prompts: int = PROMPTS,
     temperature: float = 1.0,
@@ -51,16 +38,10 @@ def attack(
 ) -> Outcome:
     """Answers sampled for forget questions, and how many of them leak.
 
+    The rows of all sides say which words are common. The seed draws questions and samples; progress counts questions.
+
     Args:
-        model: The model under attack.
-        anatomy: Where its parts are; not read.
-        tokenizer: Its tokenizer.
-        records: Rows by side; "forget" is asked, all of them say which words are common.
-        encoding: How text becomes tokens.
-        seed: Of the choice of questions and of the draws.
-        precision: Makes the context of a pass.
-        progress: Called with (questions done, all questions).
-        original: Not read.
+        target: What is attacked.
         samples: Answers to each question, n.
         prompts: Questions, drawn from the forget rows; fewer where there are fewer.
         temperature: Of the samples.
@@ -84,14 +65,15 @@ def attack(
     """
     started = time.perf_counter()
     _refuse(samples, prompts, temperature, top_p, threshold)
-    scorer, forget = judge(judged_by), records.get("forget", ())
-    rows = chosen(len(forget), prompts, seed)
-    asked, aims = ask(records, rows, tokenizer, encoding, max_new_tokens)
+    scorer = judge(judged_by)
+    rows = chosen(len(target.forget), prompts, target.seed)
+    asked, hidden = ask(target, rows, max_new_tokens)
     written = write(
-        model, asked, ends=end_tokens(model, tokenizer), pad_id=padding(tokenizer), samples=samples,
-        temperature=temperature, top_p=top_p, seed=seed, batch_rows=batch_rows, precision=precision, progress=progress,
+        target.model, asked, ends=end_tokens(target.model, target.tokenizer), pad_id=target.pad_id, samples=samples,
+        temperature=temperature, top_p=top_p, seed=target.seed, batch_rows=batch_rows, precision=target.precision,
+        progress=target.progress,
     )  # fmt: skip
-    scores = np.stack([score(w, aim, tokenizer, scorer) for w, aim in zip(written, aims, strict=True)])
+    scores = np.stack([score(w, own, target.tokenizer, scorer) for w, own in zip(written, hidden, strict=True)])
     judged = ~np.isnan(scores).any(axis=1)
     if not judged.any():
         raise NotShown(f"attack sample: judge {judged_by!r} can judge none of the answers: name another")
@@ -100,7 +82,7 @@ def attack(
     values = np.stack([np.where(judged, leak_at_k(leaks, samples, k), np.nan) for k in budgets])
     extra = {
         "samples": samples, "temperature": temperature, "top_p": top_p, "judge": judged_by, "threshold": threshold,
-        "seed": seed, "different": [len(w.texts) for w in written],
+        "seed": target.seed, "different": [len(w.texts) for w in written],
         "scores": [[] if np.isnan(own).any() else [round(s, 4) for s in own.tolist()] for own in scores],
     }  # fmt: skip
     return Outcome(
@@ -133,37 +115,26 @@ def chosen(rows: int, most: int, seed: int) -> list[int]:
     return sorted(np.random.default_rng([seed, rows]).choice(rows, most, replace=False).tolist())
 
 
-def ask(
-    records: Mapping[str, Sequence[Record]],
-    rows: Sequence[int],
-    tokenizer: Any,
-    encoding: causal_lm.Encoding,
-    max_new_tokens: int,
-) -> tuple[list[Question], list[Target]]:
+def ask(target: Target, rows: Sequence[int], max_new_tokens: int) -> tuple[list[Question], list[Secret]]:
     """The plain questions of forget rows, and what must not come out; a plain text is continued from its middle."""
-    forget = records["forget"]
-    ids, bounds, answers = questions([forget[i] for i in rows], tokenizer, encoding, max_new_tokens, "forget")
+    forget, tokenizer = target.forget, target.tokenizer
+    ids, bounds, answers = questions([forget[i] for i in rows], tokenizer, target.encoding, max_new_tokens, "forget")
     given = [
         tokenizer.decode(own, skip_special_tokens=True) if forget[i].prompt is None else str(forget[i].prompt)
         for i, own in zip(rows, ids, strict=True)
     ]
     asked = set(rows)
-    rest = {**records, "forget": [r for i, r in enumerate(forget) if i not in asked]}
+    rest = {**target.records, "forget": [r for i, r in enumerate(forget) if i not in asked]}
     others = [r.completion for own in rest.values() for r in own]
     asking = [Question(tuple(own), bound, row) for own, bound, row in zip(ids, bounds, rows, strict=True)]
-    return asking, targets(list(zip(given, answers, strict=True)), others)
+    return asking, secrets(list(zip(given, answers, strict=True)), others)
 
 
-def score(written: Written, target: Target, tokenizer: Any, judged: Any) -> NDArray[np.float64]:
+def score(written: Written, secret: Secret, tokenizer: Any, judged: Any) -> NDArray[np.float64]:
     """``[samples]`` score of each sample; equal texts are judged once."""
     texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written.texts]
-    known = {text: judged(text, target) for text in set(texts)}
+    known = {text: judged(text, secret) for text in set(texts)}
     return np.array([known[text] for text in texts], np.float64)[list(written.of_sample)]
-
-
-def padding(tokenizer: Any) -> int:
-    """A token to pad with."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
 def bounds(outcome: Outcome, *, alpha: float = 0.01) -> dict[str, dict[str, float | int]]:

@@ -11,7 +11,7 @@ from excise.attacks import adapter, direction, prompts, quantise, relearn, sampl
 from excise.attacks.outcome import Outcome
 from excise.errors import UsageError
 
-#: Name -> attack(model, anatomy, tokenizer, records, encoding, *, seed, precision, progress, original, settings).
+#: Name -> attack(target, *, settings of its own).
 ATTACKS: dict[str, Callable[..., Outcome]] = {
     "relearn": relearn.attack,
     "related": relearn.related,
@@ -23,9 +23,6 @@ ATTACKS: dict[str, Callable[..., Outcome]] = {
     "direction": direction.attack,
 }
 
-#: What every attack is given by whoever calls it, and no recipe sets.
-_GIVEN = ("model", "anatomy", "tokenizer", "records", "encoding", "seed", "precision", "progress", "original")
-
 
 def defaults(name: str) -> dict[str, Any]:
     """The settings of an attack with their defaults.
@@ -35,7 +32,7 @@ def defaults(name: str) -> dict[str, Any]:
         64
     """
     parameters = inspect.signature(ATTACKS[name]).parameters.values()
-    return {p.name: p.default for p in parameters if p.name not in _GIVEN}
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def settled(asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
-from excise.attacks.answers import Precision, Progress, nll
+from excise.attacks.answers import nll
 from excise.attacks.lending import lent, trained_by_an_attacker
-from excise.forward import Anatomy, Batch
+from excise.attacks.target import Target
+from excise.forward import Batch
 
 Found = TypeVar("Found")
 
@@ -40,6 +40,16 @@ def halves(groups: Sequence[str | int | None], seed: int = 0) -> tuple[list[int]
     return sorted(trained), sorted(held)
 
 
+def split(target: Target, steps: Sequence[int] = (0,)) -> tuple[list[int], list[int]]:
+    """The `halves` of a target's forget rows; of none at all two empty ones, which a gauge then refuses.
+
+    Raises:
+        ValueError: One forget row, or steps that do not ascend.
+    """
+    refuse(len(target.forget) or 2, steps)
+    return halves([r.group for r in target.forget], target.seed)
+
+
 def order(rows: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
     """Batches without end: the rows in a new order each time round, every batch full where there are rows enough."""
     rng = np.random.default_rng([seed, 1])
@@ -65,17 +75,14 @@ def refuse(rows: int, steps: Sequence[int]) -> None:
 
 
 def stepped(
-    model: nn.Module,
-    anatomy: Anatomy,
+    target: Target,
     draw: Callable[[], Batch],
     measure: Callable[[], Found | None],
     steps: Sequence[int],
     *,
     lr: float,
-    precision: Precision,
-    progress: Progress,
 ) -> list[Found]:
-    """What ``measure`` gives at each of ``steps`` while the model is trained on what ``draw`` draws.
+    """What ``measure`` gives at each of ``steps`` while the target's model is trained on what ``draw`` draws.
 
     AdamW at a constant rate, no decay, without dropout. The model is put back (`lending.lent`); the global random
     state is not touched. Memory: one more copy of the trained parameters, their gradients and AdamW's two moments.
@@ -84,8 +91,8 @@ def stepped(
         One entry for each step, fewer where the attack diverged: ``measure`` gave None, or the loss was not finite.
     """
     found: list[Found] = []
-    chosen = trained_by_an_attacker(model)
-    with lent(model, chosen), torch.enable_grad():
+    chosen = trained_by_an_attacker(target.model)
+    with lent(target.model, chosen), torch.enable_grad():
         for p in chosen:
             p.requires_grad_(True)
         attacker = torch.optim.AdamW(chosen, lr=lr, weight_decay=0.0)
@@ -98,12 +105,11 @@ def stepped(
             if step == steps[-1]:
                 break
             attacker.zero_grad(set_to_none=True)
-            with precision():
-                loss = nll(model, anatomy, draw())
+            with target.precision():
+                loss = nll(target, draw())
             if not torch.isfinite(loss.detach()):
                 break
             loss.backward()
             attacker.step()
-            if progress is not None:
-                progress(step + 1, steps[-1])
+            target.tell(step + 1, steps[-1])
     return found

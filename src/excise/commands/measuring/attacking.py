@@ -16,6 +16,7 @@ from excise import models, recipe
 from excise.artifacts import GOLD, ORIGINAL
 from excise.attacks import judges, lending, outcome, sample, table
 from excise.attacks.outcome import Outcome
+from excise.attacks.target import Target
 from excise.commands.measuring import cache
 from excise.commands.measuring.measured import Measured, Numbers
 from excise.commands.progress import Progress
@@ -179,11 +180,12 @@ def _made(
     if name == "adapter" and original is None and not lending.has_adapter(model):
         reason = "nothing was unlearned in it" if role == ORIGINAL else "it needs the original beside a whole model"
         raise NotShown(f"the {role} model: {reason}")
-    return table.ATTACKS[name](
+    target = Target(
         model, Anatomy.of(model), tokenizer, records,
         sides.encoding(settings.data, context=models.context_length(model)), seed=settings.seed, original=original,
-        progress=lambda done, total: advance(100 * done / max(total, 1)), **own,
+        progress=lambda done, total: advance(100 * done / max(total, 1)),
     )  # fmt: skip
+    return table.ATTACKS[name](target, **own)
 
 
 def _about(place: str, asked: Attacks, records: Mapping[str, Sequence[Record]], settings: recipe.Recipe) -> list[Any]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from excise import models, recipe
 from excise.attacks import relearn_classes
+from excise.attacks.target import Target
 from excise.commands.measuring.measured import Measured, Numbers, relearned, relearning_picture
 from excise.commands.measuring.parts import Part, Parts
 from excise.commands.progress import Progress
@@ -56,8 +57,9 @@ def measure(
 
         def attacked() -> Part:
             curves = relearn_classes.class_curve(
-                model, anatomy, tokenizer, records["forget"], how, task=task, batch_tokens=options.batch_tokens,
-                steps=options.relearn_steps, lr=options.relearn_lr or settings.optimiser.lr, seed=settings.seed,
+                Target(model, anatomy, tokenizer, records, how, seed=settings.seed), task=task,
+                batch_tokens=options.batch_tokens, steps=options.relearn_steps,
+                lr=options.relearn_lr or settings.optimiser.lr,
             )  # fmt: skip
             more = {"f1": curves.f1} if task == "token_classification" else {}
             return Part(extra={"probability": curves.probability, **more})
