@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## train, forget and report on a small synthetic world (no network, about a minute)
+demo: $(STAMP)  ## train, forget and report on a small synthetic world (no network, a minute or two)
 	$(BIN)/excise demo $(ARGS)
 
 test: $(STAMP)  ## the fast tests

@@ -197,7 +197,7 @@ _JSON = option("--json", "print JSON", action="store_true")
 
 COMMANDS = {
     "demo": Command(
-        "train, forget and report on a small synthetic world: no network, no GPU, about a minute",
+        "train, forget and report on a small synthetic world: no network, no GPU, a minute or two",
         _demo,
         (
             option("--out", "folder to write (default: excise-demo)", type=Path, default=Path("excise-demo")),
