@@ -1,4 +1,4 @@
-"""Which engine ran a row: the studies store it, so that a page can say it."""
+"""The engine as the studies use it: which one ran a row, and runs whose stopping rule found nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import subprocess
 from pathlib import Path
 
 import excise
+from excise.commands.progress import Progress
+from excise.errors import NotShown
+from excise.recipe import Recipe
 
 
 def commit() -> str:
@@ -19,3 +22,16 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD") + ("-changed" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return f"version {excise.__version__}"
+
+
+def unlearn(settings: Recipe, folder: Path) -> None:
+    """Run, or go on; where no step was admissible, the row is the model of the last one, as the run's record says.
+
+    Raises:
+        NotShown: Nothing was measured.
+    """
+    try:
+        excise.run(settings, out=folder, resume=True, progress=Progress(quiet=True))
+    except NotShown:
+        if not (folder / "results.json").is_file():
+            raise

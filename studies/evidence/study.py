@@ -122,7 +122,7 @@ class Study:
                  "data.utility": {}}  # fmt: skip
         if not (folder / "trial.json").is_file():
             settings = recipe.changed(self.recipe(METHODS[name], "tune05"), {**changes, **quick})
-            excise.run(settings, out=folder, resume=True, progress=Progress(quiet=True))
+            engine.unlearn(settings, folder)
             results = artifacts.read_results(artifacts.open_run(folder))
             reached = {n: results.number("unlearned", n).value for n in ("forget_probability", "retain_probability")}
             found = {"changes": changes, "distance": objective(results, "distance"), **reached}
@@ -156,7 +156,7 @@ class Study:
             place = self.model("original" if row.method == "original" else f"{row.method}-{row.split}")
             excise.evaluate(place, suite="all", recipe=settings, out=folder, progress=Progress(quiet=True))
         else:
-            excise.run(settings, out=folder, resume=True, progress=Progress(quiet=True))
+            engine.unlearn(settings, folder)
         verdict = excise.verify(folder)
         own = {**row.__dict__, "cpu_seconds": time.process_time() - begun, "outcome": verdict.outcome,
                "lr": settings.optimiser.lr, "commit": engine.commit()}  # fmt: skip

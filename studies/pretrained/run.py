@@ -118,7 +118,7 @@ class Study:
             less = {"evaluate.generate": 0, "evaluate.latent": False, "evaluate.relearn_steps": [],
                     "evaluate.savings_steps": 0, "data.utility": {}} if quick else {}  # fmt: skip
             settings = recipe.changed(self.recipe(method, split, lr), less)
-            excise.run(settings, out=folder, resume=True, progress=QUIET)
+            engine.unlearn(settings, folder)
         return artifacts.read_results(artifacts.RunFolder(folder))
 
     def rows(self) -> Iterator[dict[str, Any]]:
