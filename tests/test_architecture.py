@@ -79,7 +79,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "metrics.class_catalogue": frozenset({"metrics.catalogue"}),
     "metrics.entities": frozenset(),
     "metrics.audit": frozenset(),
-    "metrics.class_scores": SAVED | {"metrics.entities", "metrics.scores", "metrics.statistics"},
+    "metrics.class_scores": SAVED | {"metrics.bench", "metrics.entities", "metrics.scores", "metrics.statistics"},
     "metrics.class_states": frozenset(
         {"metrics.entities", "metrics.latent", "metrics.states", "metrics.statistics", "metrics.table"}
     ),

@@ -8,9 +8,8 @@ by (seed, row, sample), so that what is drawn does not depend on what else is in
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from excise.metrics import measure
 from excise.tasks import causal_lm
 
 #: Most likely tokens that are sorted at first, and then; only where they hold too little is a whole vocabulary sorted.
@@ -106,7 +106,7 @@ def write(
     rows = max(1, min(batch_rows, _LOGITS // core.get_input_embeddings().num_embeddings) // samples_drawn)
     batch_tokens = batch_tokens or (_TOKENS_CPU if next(core.parameters()).device.type == "cpu" else _TOKENS)
     done = 0
-    with _listening(model), precision():
+    with measure.evaluating(model), precision():
         for batch in causal_lm.length_batches(lengths, batch_tokens, rows):
             asked = [
                 i for i in batch if questions[i].ids and questions[i].bound > 0 and len(questions[i].ids) < context
@@ -120,18 +120,6 @@ def write(
             if progress is not None:
                 progress(done, len(questions))
     return out
-
-
-@contextlib.contextmanager
-def _listening(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class _Tree:

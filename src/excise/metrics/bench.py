@@ -7,7 +7,7 @@ the gold's rows, so what is compared stays paired.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,10 @@ class Bench:
 
     tables: Mapping[str, Table]
     gold: Mapping[str, Table] | None
-    original: Mapping[str, Table] | None
-    mean: str
     resamples: int
     seed: int
+    original: Mapping[str, Table] | None = None
+    mean: str = "geometric"
     draws: dict[tuple[str, int], Floats] = field(default_factory=dict)
 
     def side(self, name: str) -> Table:
@@ -63,7 +63,7 @@ class Bench:
 
     def of(self, tables: Mapping[str, Table]) -> Bench:
         """The same bench with another model's tables, and the same draws."""
-        return Bench(tables, self.gold, self.original, self.mean, self.resamples, self.seed, self.draws)
+        return replace(self, tables=tables)
 
 
 @dataclass(frozen=True)

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from excise.errors import NotShown
 from excise.metrics import entities
+from excise.metrics.bench import Bench, Entry
 from excise.metrics.class_catalogue import of_task
-from excise.metrics.scores import Scores
+from excise.metrics.scores import Scores, taken
 from excise.metrics.statistics import (
     RESAMPLES,
     auc,
     bootstrap_auc,
-    bootstrap_counts,
     interval,
     privleak,
 )
 from excise.metrics.table import Table
 
 Floats = NDArray[np.float64]
-Entry = dict[str, Any]
 #: Level of the interval of a gap: two one-sided tests at 5 %, as equivalence is tested.
 GAP_LEVEL = 0.9
 _ELSEWHERE = {
@@ -43,32 +40,13 @@ def task_of(tables: Mapping[str, Table]) -> str | None:
     return "sequence_classification" if entities.scheme(classes) is None else "token_classification"
 
 
-@dataclass
-class _Bench:
-    """One model's tables, the gold's, and the draws of rows that both share: parts stay paired."""
-
-    tables: Mapping[str, Table]
-    gold: Mapping[str, Table] | None
-    resamples: int
-    seed: int
-    draws: dict[tuple[str, int], Floats] = field(default_factory=dict)
-
-    def side(self, name: str) -> Table:
-        if name not in self.tables:
-            raise NotShown(f"no {name.replace('_', '-')} rows were evaluated")
-        return self.tables[name]
-
-    def golds(self, name: str) -> Table:
-        if self.gold is None or name not in self.gold:
-            raise NotShown("needs the gold: the same model trained without the forget rows, evaluated on these rows")
-        if self.gold[name].rows != self.side(name).rows:
-            raise NotShown(f"the gold was evaluated on other {name.replace('_', '-')} rows")
-        return self.gold[name]
-
-    def counts(self, side: str, n: int) -> Floats:
-        if (side, n) not in self.draws:
-            self.draws[side, n] = bootstrap_counts(n, self.resamples, self.seed + sum(side.encode()))
-        return self.draws[side, n]
+def _golds(bench: Bench, name: str) -> Table:
+    """The gold's table of a side; `NotShown` where there is none on the same rows."""
+    if bench.gold is None or name not in bench.gold:
+        raise NotShown("needs the gold: the same model trained without the forget rows, evaluated on these rows")
+    if bench.gold[name].rows != bench.side(name).rows:
+        raise NotShown(f"the gold was evaluated on other {name.replace('_', '-')} rows")
+    return bench.gold[name]
 
 
 # --- one value per row or side --------------------------------------------------------------------------------------
@@ -129,7 +107,7 @@ _SCORES: dict[str, Callable[[Table, Floats], Score]] = {"f1": _f1, "accuracy": _
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
-def _side_score(bench: _Bench, side: str, kind: str, only: str | None = None) -> Entry:
+def _side_score(bench: Bench, side: str, kind: str, only: str | None = None) -> Entry:
     table = bench.side(side)
     if not table.sequences:
         raise NotShown("there are no rows")
@@ -139,15 +117,15 @@ def _side_score(bench: _Bench, side: str, kind: str, only: str | None = None) ->
     return {"value": value, "low": low, "high": high, "n": table.rows}
 
 
-def _gap(bench: _Bench, side: str, kind: str) -> Entry:
-    table, gold = bench.side(side), bench.golds(side)
+def _gap(bench: Bench, side: str, kind: str) -> Entry:
+    table, gold = bench.side(side), _golds(bench, side)
     draws = bench.counts(side, table.rows)
     (mine, drawn), (theirs, theirs_drawn) = _SCORES[kind](table, draws), _SCORES[kind](gold, draws)
     low, high = interval(drawn - theirs_drawn, GAP_LEVEL)
     return {"value": mine - theirs, "low": low, "high": high, "n": table.rows, "level": GAP_LEVEL}
 
 
-def _probability(bench: _Bench, where: str) -> Entry:
+def _probability(bench: Bench, where: str) -> Entry:
     table = bench.side(where if where == "forget" or "untouched" not in bench.tables else "untouched")
     total, number = _per_row(table, np.exp(table.columns["logp"].astype(np.float64)), True)
     if not number.sum():
@@ -163,7 +141,7 @@ def _losses(tables: Mapping[str, Table], entity_only: bool) -> tuple[Floats, Flo
     return forget, other
 
 
-def _membership(bench: _Bench, entity_only: bool) -> Entry:
+def _membership(bench: Bench, entity_only: bool) -> Entry:
     bench.side("forget"), bench.side("never_seen")
     member, other = _losses(bench.tables, entity_only)
     low, high = interval(_auc_draws(bench, member, other))
@@ -174,12 +152,12 @@ def _counted(member: Floats, other: Floats) -> dict[str, int]:
     return {"n": int((~np.isnan(member)).sum()), "n_never_seen": int((~np.isnan(other)).sum())}
 
 
-def _auc_draws(bench: _Bench, member: Floats, other: Floats) -> Floats:
+def _auc_draws(bench: Bench, member: Floats, other: Floats) -> Floats:
     return bootstrap_auc(member, other, bench.counts("forget", len(member)), bench.counts("never_seen", len(other)))
 
 
-def _privleak(bench: _Bench) -> Entry:
-    bench.side("forget"), bench.side("never_seen"), bench.golds("forget"), bench.golds("never_seen")
+def _privleak(bench: Bench) -> Entry:
+    bench.side("forget"), bench.side("never_seen"), _golds(bench, "forget"), _golds(bench, "never_seen")
     assert bench.gold is not None
     mine, theirs = _losses(bench.tables, True), _losses(bench.gold, True)
     value = float(privleak(auc(*mine), auc(*theirs)))
@@ -189,10 +167,10 @@ def _privleak(bench: _Bench) -> Entry:
     return {"value": value, "low": low, "high": high, **_counted(*mine)}
 
 
-def _wanted(tables: Mapping[str, Table], task: str) -> dict[str, Callable[[_Bench], Entry]]:
+def _wanted(tables: Mapping[str, Table], task: str) -> dict[str, Callable[[Bench], Entry]]:
     """Name -> how it is made: every score of every side, the gaps, then what is one number for all sides."""
     kinds = ("f1",) if task == "token_classification" else ("accuracy", "macro_f1")
-    wanted: dict[str, Callable[[_Bench], Entry]] = {}
+    wanted: dict[str, Callable[[Bench], Entry]] = {}
     for side, table in tables.items():
         for kind in kinds:
             wanted[f"{side}_{kind}"] = partial(_side_score, side=side, kind=kind)
@@ -244,27 +222,15 @@ def score(
         'needs the gold: the same model trained without the forget rows, evaluated on these rows'
     """
     task = task_of(tables) or "token_classification"
-    bench = _Bench(tables, against, resamples, seed)
+    bench = Bench(tables, against, resamples, seed)
     wanted = _wanted(tables, task)
-    values: dict[str, Entry] = {}
-    not_shown: dict[str, str] = {}
+    elsewhere = {}
     for name, metric in of_task(task).items():
         if metric.source != "tables":
-            not_shown[name] = _ELSEWHERE[metric.source]
+            elsewhere[name] = _ELSEWHERE[metric.source]
         elif name not in wanted:
-            side = metric.sides[0].replace("_", "-")
-            not_shown[name] = f"no {side} rows were evaluated"
-    for name, make in wanted.items():
-        try:
-            entry = make(bench)
-        except NotShown as reason:
-            not_shown[name] = str(reason)
-            continue
-        if math.isfinite(entry["value"]):
-            values[name] = entry
-        else:
-            not_shown[name] = "the result is not a finite number"
-    return Scores(values, not_shown)
+            elsewhere[name] = f"no {metric.sides[0].replace('_', '-')} rows were evaluated"
+    return taken(wanted, bench, elsewhere)
 
 
 def loss_histogram(table: Table, edges: NDArray) -> list[int]:

@@ -174,16 +174,25 @@ def score(
         >>> s.not_shown["retain_probability"]
         'no retain rows were evaluated'
     """
-    bench = Bench(tables, against, original, truth_ratio, resamples, seed)
-    values, not_shown = {}, {}
-    for name, metric in METRICS.items():
-        if metric.source == "muse":  # a benchmark of its own: `muse_scores`
-            continue
-        if name not in _FROM_TABLES:
-            not_shown[name] = _ELSEWHERE[metric.source]
-            continue
+    bench = Bench(tables, against, resamples, seed, original, truth_ratio)
+    own = {name: metric for name, metric in METRICS.items() if metric.source != "muse"}  # that one: `muse_scores`
+    makers = {name: _FROM_TABLES[name] for name in own if name in _FROM_TABLES}
+    elsewhere = {name: _ELSEWHERE[metric.source] for name, metric in own.items() if name not in makers}
+    return taken(makers, bench, elsewhere)
+
+
+def taken(makers: Mapping[str, Callable[[Bench], Entry]], bench: Bench, elsewhere: Mapping[str, str]) -> Scores:
+    """What each maker finds in the tables; what it refuses and what is not finite joins what is not shown.
+
+    Args:
+        makers: Metric -> how it is taken from tables; `NotShown` says why it cannot be.
+        bench: The tables.
+        elsewhere: Metric -> reason, of what no table can give.
+    """
+    values, not_shown = {}, dict(elsewhere)
+    for name, make in makers.items():
         try:
-            entry = _FROM_TABLES[name](bench)
+            entry = make(bench)
         except NotShown as reason:
             not_shown[name] = str(reason)
             continue
