@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +66,19 @@ def test_it_gives_up_on_something_better_after_a_while() -> None:
     assert enough([*checks, Check(4, 0.53, 1.0)], RULE)
 
 
-def test_it_looks_after_each_step_near_the_band() -> None:
-    assert [step for step in range(1, 11) if due(step, [Check(0, 0.95, 1.0)], RULE)] == [5, 10]
-    assert [step for step in range(1, 4) if due(step, [Check(0, 0.69, 1.0)], RULE)] == [1, 2, 3]
+@pytest.mark.parametrize(
+    ("last", "steps"),
+    [(0.95, [5, 10]), (0.69, [5, 6, 7]), (0.64, [3, 4, 5]), (0.57, [1, 2, 3]), (0.5, [1, 2, 3]), (0.2, [1, 2, 3])],
+)
+def test_it_looks_the_more_often_the_nearer_the_band(last: float, steps: list[int]) -> None:
+    """Every five steps far away, every one inside; the band ends at 0.55 and its neighbourhood at 0.7."""
+    assert [step for step in range(1, 11) if due(step, [Check(0, last, 1.0)], RULE)][: len(steps)] == steps
+
+
+def test_without_a_neighbourhood_it_keeps_to_its_rhythm_until_the_band() -> None:
+    rule = replace(RULE, near=0.0)
+    assert [step for step in range(1, 11) if due(step, [Check(0, 0.56, 1.0)], rule)] == [5, 10]
+    assert [step for step in range(1, 4) if due(step, [Check(0, 0.55, 1.0)], rule)] == [1, 2, 3]
 
 
 def run(folder: Path, seen: list[tuple[float, float]], *, start: int = 0) -> tuple[nn.Linear, Stopping, list[bool]]:
@@ -84,8 +95,8 @@ def run(folder: Path, seen: list[tuple[float, float]], *, start: int = 0) -> tup
 
 
 def test_the_run_goes_back_to_the_best_weights(tmp_path: Path) -> None:
-    seen = [(0.6, 1.0)] * 5  # only step 5 is looked at, then every step
-    model, rule, _ = run(tmp_path, [(0.6, 1.0), (0.53, 0.99), (0.47, 0.9), *seen])
+    seen = [(0.56, 1.0)] * 5  # only step 5 is looked at, then every step
+    model, rule, _ = run(tmp_path, [(0.56, 1.0), (0.53, 0.99), (0.47, 0.9), *seen])
     found = rule.roll_back()
     assert found is not None
     assert (found.step, model.weight.item()) == (6, 6.0)
@@ -102,7 +113,7 @@ def test_without_anything_admissible_weights_stay_and_it_says_so(tmp_path: Path)
 
 
 def test_a_resumed_run_sees_again_what_came_after_its_checkpoint(tmp_path: Path) -> None:
-    seen = [(0.6, 1.0), (0.54, 1.0), (0.52, 1.0)]
+    seen = [(0.56, 1.0), (0.54, 1.0), (0.52, 1.0)]
     _, whole, _ = run(tmp_path / "a", seen, start=4)
     run(tmp_path / "b", seen[:2], start=4)
     model, resumed, _ = run(tmp_path / "b", seen[1:], start=5)
@@ -112,7 +123,7 @@ def test_a_resumed_run_sees_again_what_came_after_its_checkpoint(tmp_path: Path)
 
 
 def test_damaged_weights_are_not_loaded(tmp_path: Path) -> None:
-    _, rule, _ = run(tmp_path, [(0.6, 1.0), (0.5, 1.0)], start=4)
+    _, rule, _ = run(tmp_path, [(0.56, 1.0), (0.5, 1.0)], start=4)
     path = tmp_path / "step-6" / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(IntegrityFailed):

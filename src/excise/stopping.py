@@ -8,6 +8,7 @@ the two cannot be told apart by their likelihood and the retained rows are as go
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -84,12 +85,20 @@ def enough(checks: Sequence[Check], settings: recipe.Stop) -> bool:
 
 
 def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
-    """Whether to look after this step: every so often, and after each step once the band is near.
+    """Whether to look after this step: every so often, and the more often the nearer the band, after each step in it.
 
-    The statistic falls by some hundredths a step where it matters, so a coarse rule would jump over the band.
+    A look reads some hundreds of rows, several times what a step reads, so far away it is made seldom; the statistic
+    falls by some hundredths a step where it matters, so near the band a coarse rule would jump over it.
+
+    Example:
+        >>> rule = recipe.Stop(band=(0.45, 0.55), near=0.1, every=4)
+        >>> [[s for s in range(1, 5) if due(s, [Check(0, auc, 1.0)], rule)] for auc in (0.9, 0.6, 0.5)]
+        [[4], [2, 3, 4], [1, 2, 3, 4]]
     """
-    near = bool(checks) and checks[-1].auc <= settings.band[1] + settings.near
-    return near or step % settings.every == 0
+    if not checks or (above := checks[-1].auc - settings.band[1]) > settings.near:
+        return step % settings.every == 0
+    gap = math.ceil(settings.every * above / settings.near) if above > 0 else 1
+    return step - checks[-1].step >= gap
 
 
 def pace(checks: Sequence[Check], settings: recipe.Stop) -> float:

@@ -41,7 +41,7 @@ def stopping(
         autocast: The precision of the run.
         kinds: For classifiers, the type of each class, 0 for none (O): units are then the tokens of the others.
     """
-    chosen = {side: _sample(rows.counts[side], settings) for side in ("forget", CALIBRATION, WATCH)}
+    chosen = {side: _sample(rows, side, settings) for side in ("forget", CALIBRATION, WATCH)}
 
     def units(side: str) -> tuple[NDArray, NDArray]:
         found = [_units(model, anatomy, rows, side, part, autocast, kinds) for part in _parts(chosen[side])]
@@ -58,9 +58,11 @@ def stopping(
     return Stopping(model, settings.stop, folder, look, writes=folders.main_rank())
 
 
-def _sample(count: int, settings: recipe.Recipe) -> list[int]:
-    order = np.random.default_rng([settings.seed, 7]).permutation(count)
-    return sorted(int(i) for i in order[: settings.stop.rows])
+def _sample(rows: sides.Rows, side: str, settings: recipe.Recipe) -> list[int]:
+    """The rows that are looked at: drawn once, the same at every look, those of like length beside each other."""
+    order = np.random.default_rng([settings.seed, 7]).permutation(rows.counts[side])
+    examples = rows.examples[side]
+    return sorted((int(i) for i in order[: settings.stop.rows]), key=lambda i: (len(examples[i].input_ids), i))
 
 
 def _parts(chosen: list[int]) -> list[list[int]]:
