@@ -108,7 +108,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "schedule": frozenset({"draws", "recipe"}),
     "optimise": frozenset({"recipe", "shaped"}),
     "reference": frozenset({"forward"}),
-    "population": frozenset({"forward"}),
+    "population": frozenset({"draws", "forward"}),
     "train": frozenset({"recipe", "forward", "objectives", "optimise", "ranks", "schedule", "shaped"}),
     "artifacts": SAVED | {"recipe"},
     "attacks": frozenset(

@@ -16,7 +16,7 @@ import tiny
 from excise import population, train
 from excise.commands.starting import objective
 from excise.errors import UsageError
-from excise.forward import AMONG, Anatomy, among, label_count, labels, seq_logp, token_logp
+from excise.forward import AMONG, Anatomy, Step, among, label_count, labels, seq_logp, token_logp
 from excise.forward import population as named
 from excise.objectives.forget_quantile import quantile, to_quantiles
 from excise.objectives.retain import nll
@@ -189,6 +189,20 @@ def test_a_fixed_population_stays_and_one_that_is_taken_again_moves(tmp_path: Pa
         if refresh:
             now = take(run.net, run.data, named("likelihood", "never_seen", every=refresh))[name]["tokens"]
             torch.testing.assert_close(last, now, rtol=1e-5, atol=1e-5)
+
+
+def test_taken_again_of_a_few_rows_all_have_their_turn(tmp_path: Path) -> None:
+    """Looks after steps 2, 4 and 6 read three rows each of nine; after step 4 the aim is what the second three are."""
+    data, asked = tiny.Data(COUNTS), named("likelihood", "never_seen", every=2, rows=3)
+    turns = [list(population.looked_at(population.named(asked), 9, step)) for step in (2, 4, 6)]
+    assert [len(rows) for rows in turns] == [3, 3, 3]
+    assert sorted(row for rows in turns for row in rows) == list(range(9))
+    run = tiny.Run(tmp_path, [term(level="token", refresh=2, refresh_rows=3)], data=data).go()
+    with torch.no_grad():
+        made = Step(run.net, Anatomy.of(run.net), {"never_seen": data.batch("never_seen", turns[1])})
+        expected = made.run([token_logp("never_seen")])[token_logp("never_seen")].sort().values
+    aim = run.trainer.constants[str(asked.detail)]["tokens"]
+    torch.testing.assert_close(aim, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_resumed_run_goes_on_with_the_population_that_it_had(tmp_path: Path) -> None:

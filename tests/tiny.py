@@ -181,7 +181,7 @@ class Run:
             """What terms read of all rows of a side: at the start, or what is due after a step."""
             return population.take(
                 self.net, Anatomy.of(self.net), population.wanted(read, step=step), self.data.counts, self.data.batch,
-                autocast=lambda: train.autocast("fp32"),
+                autocast=lambda: train.autocast("fp32"), step=step,
             )  # fmt: skip
 
         self.trainer = train.UnlearnTrainer(

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from excise import draws
 from excise.forward import (
     Anatomy,
     Batch,
@@ -36,12 +38,16 @@ DIRECTIONS = 256
 
 @dataclass(frozen=True)
 class Named:
-    """What a population's name says: whose, what, at which layer, taken again after how many steps (0: never)."""
+    """What a population's name says: whose, what, at which layer, taken again after how many steps (0: never).
+
+    ``rows`` is how many of the side's are looked at then (0: all).
+    """
 
     side: str
     kind: str
     layer: int | None
     every: int
+    rows: int
 
 
 def named(product: Product) -> Named:
@@ -50,10 +56,10 @@ def named(product: Product) -> Named:
     Example:
         >>> from excise.forward import population
         >>> named(population("states", "never_seen", layer=2))
-        Named(side='never_seen', kind='states', layer=2, every=0)
+        Named(side='never_seen', kind='states', layer=2, every=0, rows=0)
     """
-    _, side, kind, layer, every = str(product.detail).split("/")
-    return Named(side, kind, int(layer) if layer else None, int(every))
+    _, side, kind, layer, every, rows = str(product.detail).split("/")
+    return Named(side, kind, int(layer) if layer else None, int(every), int(rows))
 
 
 def wanted(needs: Iterable[Product], *, step: int | None = None) -> list[Product]:
@@ -78,10 +84,11 @@ def take(
     collate: Collate,
     *,
     autocast: Callable[[], AbstractContextManager],
+    step: int | None = None,
     batch_rows: int = 32,
     device: torch.device | str = "cpu",
 ) -> dict[str, dict[str, Tensor]]:
-    """One pass over all rows of each side, in evaluation mode; the model is left as it was.
+    """One pass over each side, in evaluation mode; the model is left as it was.
 
     Args:
         model: The model as it is now.
@@ -90,6 +97,7 @@ def take(
         rows: Rows of each side.
         collate: Makes the batch of some rows of a side.
         autocast: The precision of the run.
+        step: After which step they are taken again, see `looked_at`; None for the start.
         batch_rows: Rows in a batch.
         device: Where the model is.
 
@@ -106,7 +114,8 @@ def take(
     try:
         for product in populations:
             asked = named(product)
-            parts = [range(i, min(i + batch_rows, rows[asked.side])) for i in range(0, rows[asked.side], batch_rows)]
+            chosen = looked_at(asked, rows[asked.side], step)
+            parts = [chosen[i : i + batch_rows] for i in range(0, len(chosen), batch_rows)]
             needs = _needs(asked)
             made = (_run(model, anatomy, asked.side, collate(asked.side, p).to(device), needs, autocast) for p in parts)
             out[str(product.detail)] = (likelihood if asked.kind == "likelihood" else states)(made)
@@ -114,6 +123,23 @@ def take(
         for module, training in modes:
             module.training = training
     return out
+
+
+def looked_at(asked: Named, count: int, step: int | None) -> Sequence[int]:
+    """The rows of which a population is taken: all at the start, after a step the next few that have their turn.
+
+    A pass over all of them costs as much as the steps between two looks; the few move with the model, and since they
+    take turns no row's own likelihood is aimed at for long.
+
+    Example:
+        >>> asked = Named("never_seen", "likelihood", None, every=6, rows=2)
+        >>> len(looked_at(asked, 5, None)), sorted([*looked_at(asked, 4, 6), *looked_at(asked, 4, 12)])
+        (5, [0, 1, 2, 3])
+    """
+    if step is None or not asked.rows or asked.rows >= count:
+        return range(count)
+    start = (step // asked.every - 1) * asked.rows
+    return list(islice(draws.stream(count, 0, f"population/{asked.side}", start), asked.rows))
 
 
 def _needs(asked: Named) -> list[Product]:

@@ -148,7 +148,7 @@ def _populations(
 
     def take(step: int | None) -> dict[str, dict[str, torch.Tensor]]:
         return population.take(
-            p.model, anatomy, population.wanted(needs, step=step), p.rows.counts, p.rows.batch,
+            p.model, anatomy, population.wanted(needs, step=step), p.rows.counts, p.rows.batch, step=step,
             autocast=lambda: train.autocast(p.precision, device.type), device=device,
         )  # fmt: skip
 

@@ -120,19 +120,18 @@ def constant(name: str) -> Product:
     return Product("constant", detail=name)
 
 
-def population(kind: str, side: str, *, layer: int | None = None, every: int = 0) -> Product:
+def population(kind: str, side: str, *, layer: int | None = None, every: int = 0, rows: int = 0) -> Product:
     """``{name: tensor}``: what all rows of a side are like together, by the model as it is when training begins.
 
     ``kind`` is ``"likelihood"`` or ``"states"`` (of a layer), see `excise.population`. With ``every`` it is taken again
-    after so many steps. It costs no pass in a step.
+    after so many steps, of so many ``rows`` (0: all) that take turns. It costs no pass in a step.
 
     Example:
-        >>> population("likelihood", "never_seen", every=6).detail
-        'population/never_seen/likelihood//6'
+        >>> population("likelihood", "never_seen", every=6, rows=128).detail
+        'population/never_seen/likelihood//6/128'
     """
-    return Product(
-        "constant", None, layer=layer, detail=f"population/{side}/{kind}/{'' if layer is None else layer}/{every}"
-    )
+    where = "" if layer is None else layer
+    return Product("constant", None, layer=layer, detail=f"population/{side}/{kind}/{where}/{every}/{rows}")
 
 
 def among(product: Product) -> Product:

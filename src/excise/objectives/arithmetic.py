@@ -76,18 +76,24 @@ def at_least_zero(term: str, option: str, value: float) -> None:
         raise UsageError(f"{term}: option '{option}' is {value!r}: give a finite number of at least 0")
 
 
-def whole_steps(term: str, option: str, value: int) -> int:
-    """Refuse an option that must be a whole number of steps, 0 for none.
+def whole(term: str, option: str, value: int, of: str = "steps, or 0 for never") -> int:
+    """Refuse an option that must be a whole number, 0 included.
+
+    Args:
+        term: Whose option it is.
+        option: Its name.
+        value: What was given.
+        of: What is counted, for the refusal.
 
     Raises:
-        UsageError: ``value`` is none.
+        UsageError: ``value`` is no such number.
 
     Example:
-        >>> whole_steps("quantile", "refresh", 6)
+        >>> whole("quantile", "refresh", 6)
         6
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UsageError(f"{term}: option '{option}' is {value!r}: give a whole number of steps, or 0 for never")
+        raise UsageError(f"{term}: option '{option}' is {value!r}: give a whole number of {of}")
     return value
 
 

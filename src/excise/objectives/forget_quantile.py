@@ -15,7 +15,7 @@ from torch import Tensor
 
 from excise.errors import UsageError
 from excise.forward import among, constant, label_count, labels, population, seq_logp, token_logp
-from excise.objectives.arithmetic import above_zero, one_of, upcast, whole_steps
+from excise.objectives.arithmetic import above_zero, one_of, upcast, whole
 from excise.objectives.term import Term, Weight
 
 Population = Mapping[str, Tensor]
@@ -145,6 +145,7 @@ def quantile(
     within: Literal["all", "type"] = "all",
     delta: float = 1.0,
     refresh: int = 0,
+    refresh_rows: int = 0,
     weight: Weight = 1.0,
 ) -> Term | tuple[Term, ...]:
     """Make forgotten answers as likely as never-seen ones, token by token and row by row; two terms of this weight.
@@ -159,6 +160,8 @@ def quantile(
         delta: Distance in nats up to which the loss is quadratic; beyond it every token pulls alike.
         refresh: Look at the never-seen rows again after every so many steps; 0 keeps what they were at the start.
             Unlearning makes them less likely too, and the aim with them.
+        refresh_rows: How many never-seen rows are looked at again, taking turns; 0 for all. Looking at some hundreds
+            every few steps can cost as much as the steps.
         weight: Weight of each of the terms.
 
     Raises:
@@ -174,10 +177,11 @@ def quantile(
     one_of("quantile", "level", level, ("both", "token", "row"))
     one_of("quantile", "within", within, ("all", "type"))
     above_zero("quantile", "delta", delta)
-    every = whole_steps("quantile", "refresh", refresh)
+    every = whole("quantile", "refresh", refresh)
+    few = whole("quantile", "refresh_rows", refresh_rows, "rows, or 0 for all")
     if within == "type" and level == "row":
         raise UsageError("quantile: option 'within' is 'type', which has no rows to match: use level token")
-    target = population("likelihood", "never_seen", every=every)
+    target = population("likelihood", "never_seen", every=every, rows=few)
     tokens = {"logp": token_logp("forget"), "among": among(token_logp("forget")), "target": target}
     if within == "type":
         more = {

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excise.forward import hidden, mask, population
-from excise.objectives.arithmetic import layer_numbers, one_of, upcast, whole_steps
+from excise.objectives.arithmetic import layer_numbers, one_of, upcast, whole
 from excise.objectives.term import Term, Weight
 from excise.objectives.value import Wiring
 
@@ -119,7 +119,7 @@ def latent_match(
     chosen = (parts,) if isinstance(parts, str) else tuple(parts)
     for part in chosen or ("",):
         one_of("latent_match", "parts", part, PARTS)
-    every, numbers = whole_steps("latent_match", "refresh", refresh), layer_numbers("latent_match", layers)
+    every, numbers = whole("latent_match", "refresh", refresh), layer_numbers("latent_match", layers)
     inputs: Wiring = {
         "states": tuple(hidden("forget", number) for number in numbers),
         "where": mask("forget", "attended"),
