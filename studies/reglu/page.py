@@ -8,12 +8,10 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rows import LOSSES, MAIN, OTHER_STARTS, OTHERS, STARTS
-
-if TYPE_CHECKING:
-    from run import Study
+from study import Study
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "results"
 Row = dict[str, Any]

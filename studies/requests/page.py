@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from run import ARMS, BESIDE
+from study import ARMS, BESIDE, Study
 
 from excise import ledger
-
-if TYPE_CHECKING:
-    from run import Study
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "results"
 Curve = dict[str, dict[str, dict[str, Any]]]
