@@ -15,7 +15,7 @@ from torch import nn
 
 from excise import recipe
 from excise.errors import IntegrityFailed
-from excise.stopping import Check, Stopping, admissible, best, clear, due, enough, matched_auc
+from excise.stopping import Check, Stopping, admissible, best, clear, due, enough, matched_auc, moved
 
 RULE = recipe.Stop(rule="two_sided", band=(0.45, 0.55), quality=0.98, every=5, near=0.15, patience=3)
 NUMBERS = st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 2)), min_size=1, max_size=12)
@@ -79,6 +79,12 @@ def test_without_a_neighbourhood_it_keeps_to_its_rhythm_until_the_band() -> None
     rule = replace(RULE, near=0.0)
     assert [step for step in range(1, 11) if due(step, [Check(0, 0.56, 1.0)], rule)] == [5, 10]
     assert [step for step in range(1, 4) if due(step, [Check(0, 0.55, 1.0)], rule)] == [1, 2, 3]
+
+
+def test_a_moved_band_keeps_its_width() -> None:
+    assert moved(RULE, 0.7).band == pytest.approx((0.65, 0.75))
+    assert replace(moved(RULE, 0.7), band=RULE.band) == RULE
+    assert moved(RULE, None) is RULE
 
 
 def run(folder: Path, seen: list[tuple[float, float]], *, start: int = 0) -> tuple[nn.Linear, Stopping, list[bool]]:

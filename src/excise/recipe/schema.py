@@ -265,6 +265,9 @@ class Stop:
     Attributes:
         rule: ``two_sided``, or ``none``: run to the end.
         band: Admissible share of pairs in which a forgotten row is likelier than a never-seen one of its kind.
+        never_saw: A model that never saw the forget rows, if there is one: the base before its fine-tuning, an older
+            or smaller model, in tokens of its own. The band is moved until its middle is the share that this model
+            gives: what rows are about makes some of them likelier to everybody.
         quality: Lowest admissible probability of the watched retained rows, as a share of the original's.
         calibration: Never-seen rows that the rule reads and the evaluation does not: a share of ``data.never_seen``
             (whole groups, of what training leaves of it), or a source of its own.
@@ -281,6 +284,7 @@ class Stop:
 
     rule: Literal["none", "two_sided"] = "none"
     band: tuple[float, ...] = (0.45, 0.55)
+    never_saw: str | None = None
     quality: float = 0.98
     calibration: float | str = 0.5
     watch: float = 0.1
