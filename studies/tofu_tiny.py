@@ -10,6 +10,7 @@ world-facts questions are trained into every original and gold as general knowle
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from typing import Any
 
 Row = dict[str, Any]
 PER_AUTHOR = 20
+#: Passes of the small model that never saw the rows: enough to read, too few to know by heart.
+STRANGER_EPOCHS = 3.0
 #: Originals: the one that the studies start from, and one that is stopped early.
 ORIGINALS = ("original", "half")
 
@@ -141,8 +144,11 @@ def model_recipe(folder: Path, name: str, world: World, *, epochs: float | None 
     """The recipe that trains an original, or a gold of a split, as plain values.
 
     ``gold-SPLIT`` is the gold; ``gold2-SPLIT``, ``gold3-SPLIT`` ... are the same with another seed: the noise floor.
+    ``stranger-SPLIT`` never saw the rows either, but is a far smaller model that was trained for a far shorter time.
     """
     kind, _, split = name.partition("-")
+    if kind == "stranger":
+        world, epochs = dataclasses.replace(world, width=128, blocks=2), epochs or STRANGER_EPOCHS
     split = split or next(iter(world.splits))
     sides = folder / split
     return {
@@ -163,7 +169,7 @@ def model_recipe(folder: Path, name: str, world: World, *, epochs: float | None 
         "schedule": {"epochs": epochs or world.epochs, "retain_batch": 16},
         "optimiser": {"name": "muon", "lr": 0.02, "adamw_lr": 0.004, "warmup": 0.05, "decay": "cosine", "floor": 0.05},
         "checkpoint_every": 0, "log_every": 10, "out": str(folder / "models" / name),
-        "seed": int(kind.removeprefix("gold") or 1) - 1 if name not in ORIGINALS else 0,
+        "seed": int(kind.removeprefix("gold") or 1) - 1 if kind.startswith("gold") else 0,
     }  # fmt: skip
 
 
@@ -174,7 +180,7 @@ def train(
 
     Args:
         folder: Where sides, tokenizer and models lie.
-        name: ``original``, ``half``, ``gold-SPLIT`` or ``gold2-SPLIT`` (another seed).
+        name: ``original``, ``half``, ``gold-SPLIT``, ``gold2-SPLIT`` (another seed) or ``stranger-SPLIT``.
         world: Who is trained, and how large the model is.
         epochs: If not the world's.
         limit: At most so many rows of each side, for a smoke test.

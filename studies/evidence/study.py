@@ -19,6 +19,7 @@ from excise.commands.progress import Progress
 from excise.commands.tuning import objective
 
 Changes = dict[str, Any]
+STRANGER = "stranger"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Row:
         seed: Of unlearning.
         attacked: Whether the attack suite is run on it.
         label: What is changed in the method; empty for the method itself.
-        changes: Recipe keys with their values.
+        changes: Recipe keys with their values; `STRANGER` stands for the split's small model that never saw the rows.
     """
 
     method: str
@@ -146,7 +147,8 @@ class Study:
         """A row's whole recipe."""
         if row.method in ENDS:
             return self.recipe(Method(), row.split)
-        changes = {**self.tuned(row.method), **row.changes, "seed": row.seed}
+        own = {k: self.model(f"{STRANGER}-{row.split}") if v == STRANGER else v for k, v in row.changes.items()}
+        changes = {**self.tuned(row.method), **own, "seed": row.seed}
         return recipe.changed(self.recipe(METHODS[row.method], row.split), changes)
 
     def _judged(self, row: Row, folder: Path) -> None:

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "evidence"))
 
 from rowwise import arguments, collect, run_rows
-from study import SIZES, Row, Size, Study
+from study import SIZES, STRANGER, Row, Size, Study
 
 import seven
 
@@ -31,6 +31,7 @@ _CLREG = {"clreg": {"temperature": 0.5, "weight": 1.0, "dropout": 0.1}}
 PUBLISHED = ("simnpo+clreg", "ihl+rila")
 #: What is left out, or put in its place: recipe keys with their values.
 PIECES: Mapping[str, Mapping[str, Any]] = {
+    "stopped by a small model that never saw them": {"stop.never_saw": STRANGER},
     "without the reset of embedding rows": {"edit.reset_rows": None},
     "without quantile matching (IHL)": {"objective.forget": {"ihl": {}}},
     "without the anchor": {"objective.retain": {"nll": {"weight": 4.0}}},
