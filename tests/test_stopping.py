@@ -67,18 +67,42 @@ def test_it_gives_up_on_something_better_after_a_while() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "steps"),
-    [(0.95, [5, 10]), (0.69, [5, 6, 7]), (0.64, [3, 4, 5]), (0.57, [1, 2, 3]), (0.5, [1, 2, 3]), (0.2, [1, 2, 3])],
+    ("seen", "gap"),
+    [
+        ([0.95], 5),  # far: every five steps, those that five divides
+        ([0.69], 1),  # near, and how fast it moves is not known
+        ([0.57, 0.69], 1),  # by 0.12 a step: it could be there after the next
+        ([0.66, 0.65], 5),  # 0.1 above at 0.01 a step: half-way after five
+        ([0.62, 0.61], 3),  # 0.06 above: after three
+        ([0.62, 0.6201], 5),  # it hardly moves
+        ([0.66, 0.62, 0.61], 1),  # the fastest of late counts
+        ([0.6, 0.6], 5),  # it does not move
+        ([0.6, 0.5], 1),  # inside
+        ([0.4, 0.2], 1),  # past it
+    ],
 )
-def test_it_looks_the_more_often_the_nearer_the_band(last: float, steps: list[int]) -> None:
-    """Every five steps far away, every one inside; the band ends at 0.55 and its neighbourhood at 0.7."""
-    assert [step for step in range(1, 11) if due(step, [Check(0, last, 1.0)], RULE)][: len(steps)] == steps
+def test_it_looks_before_it_could_be_half_way_to_the_band(seen: list[float], gap: int) -> None:
+    """The band ends at 0.55, its neighbourhood at 0.7."""
+    checks = [Check(11 - len(seen) + i, auc, 1.0) for i, auc in enumerate(seen)]
+    assert next(step for step in range(11, 21) if due(step, checks, RULE)) == 10 + gap
 
 
 def test_without_a_neighbourhood_it_keeps_to_its_rhythm_until_the_band() -> None:
     rule = replace(RULE, near=0.0)
     assert [step for step in range(1, 11) if due(step, [Check(0, 0.56, 1.0)], rule)] == [5, 10]
     assert [step for step in range(1, 4) if due(step, [Check(0, 0.55, 1.0)], rule)] == [1, 2, 3]
+
+
+def test_looks_that_follow_the_rule_do_not_jump_over_the_band() -> None:
+    """A statistic that falls faster and faster, by up to 0.02 a step, is seen within one such step of the band."""
+    falls = np.minimum(0.02, 0.0005 * np.arange(100))
+    values, checks = 0.8 - np.cumsum(falls), [Check(0, 0.8, 1.0)]
+    for step in range(1, 60):
+        if due(step, checks, RULE):
+            checks.append(Check(step, float(values[step]), 1.0))
+    first = next(c for c in checks if c.auc <= 0.55)
+    assert first.auc > 0.55 - 0.02
+    assert len(checks) < 40
 
 
 def test_a_moved_band_keeps_its_width() -> None:

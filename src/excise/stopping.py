@@ -12,6 +12,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +102,24 @@ def enough(checks: Sequence[Check], settings: recipe.Stop) -> bool:
 
 
 def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
-    """Whether to look after this step: every so often, and the more often the nearer the band, after each step in it.
+    """Whether to look after this step: every so often, and near the band before it could be half-way there.
 
-    A look reads some hundreds of rows, several times what a step reads, so far away it is made seldom; the statistic
-    falls by some hundredths a step where it matters, so near the band a coarse rule would jump over it.
+    A look reads some hundreds of rows, several times what a step reads; yet the statistic falls by some hundredths a
+    step where it matters, so a coarse rule would jump over the band. How fast it moves says how soon to look again:
+    inside the band after each step, above it after as many as would bring it half-way at its fastest of late.
 
     Example:
-        >>> rule = recipe.Stop(band=(0.45, 0.55), near=0.1, every=4)
-        >>> [[s for s in range(1, 5) if due(s, [Check(0, auc, 1.0)], rule)] for auc in (0.9, 0.6, 0.5)]
-        [[4], [2, 3, 4], [1, 2, 3, 4]]
+        >>> rule = recipe.Stop(band=(0.45, 0.55), near=0.1, every=5)
+        >>> [[s for s in range(11, 16) if due(s, [Check(9, a, 1.0), Check(10, b, 1.0)], rule)]
+        ...  for a, b in ((0.9, 0.8), (0.65, 0.63), (0.68, 0.6), (0.6, 0.5))]
+        [[15], [12, 13, 14, 15], [11, 12, 13, 14, 15], [11, 12, 13, 14, 15]]
     """
     if not checks or (above := checks[-1].auc - settings.band[1]) > settings.near:
         return step % settings.every == 0
-    gap = math.ceil(settings.every * above / settings.near) if above > 0 else 1
-    return step - checks[-1].step >= gap
+    late = checks[-4:]
+    fastest = max((abs(b.auc - a.auc) / (b.step - a.step) for a, b in pairwise(late)), default=math.inf)
+    gap = round(above / 2 / fastest) if fastest else settings.every
+    return step - checks[-1].step >= min(max(gap, 1), settings.every)
 
 
 def pace(checks: Sequence[Check], settings: recipe.Stop) -> float:
