@@ -105,6 +105,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "objectives": frozenset({"forward", "geometry", "ranks"}),
     "initialise": frozenset({"forward", "geometry", "ranks", "subspace"}),
     "draws": frozenset(),
+    "alike": frozenset({"draws", "metrics.statistics"}),
     "schedule": frozenset({"draws", "recipe"}),
     "optimise": frozenset({"recipe", "shaped"}),
     "reference": frozenset({"forward"}),

@@ -15,7 +15,7 @@ from torch import nn
 
 from excise import recipe
 from excise.errors import IntegrityFailed
-from excise.stopping import Check, Stopping, admissible, best, clear, due, enough, matched_auc, moved
+from excise.stopping import Check, Stopping, admissible, best, clear, due, enough, matched_auc
 
 RULE = recipe.Stop(rule="two_sided", band=(0.45, 0.55), quality=0.98, every=5, near=0.15, patience=3)
 NUMBERS = st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 2)), min_size=1, max_size=12)
@@ -103,12 +103,6 @@ def test_looks_that_follow_the_rule_do_not_jump_over_the_band() -> None:
     first = next(c for c in checks if c.auc <= 0.55)
     assert first.auc > 0.55 - 0.02
     assert len(checks) < 40
-
-
-def test_a_moved_band_keeps_its_width() -> None:
-    assert moved(RULE, 0.7).band == pytest.approx((0.65, 0.75))
-    assert replace(moved(RULE, 0.7), band=RULE.band) == RULE
-    assert moved(RULE, None) is RULE
 
 
 def run(folder: Path, seen: list[tuple[float, float]], *, start: int = 0) -> tuple[nn.Linear, Stopping, list[bool]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import small_world
 from excise import artifacts, cli, recipe
-from excise.commands import training, watching
+from excise.commands import training
 from excise.commands.progress import Progress
 from excise.commands.running import run
-from excise.commands.starting import limits, preparing, sides
+from excise.commands.starting import preparing, sides
 from excise.errors import NotShown, UsageError
-from excise.tasks.causal_lm import encode_records
 from small_world import SmallWorld
 
 #: Ascent that crosses the middle of the band within a few steps, whatever the rounding.
@@ -84,39 +81,6 @@ def stopped_at(small: SmallWorld, out: Path, step: int) -> dict[str, torch.Tenso
     own = settings(small, out, stop__every=step, stop__near=0.0, stop__patience=0, stop__band=[0.0, 1.0])
     run(own, progress=Progress(quiet=True))
     return load_file(out / "model" / "model.safetensors")
-
-
-def test_a_model_that_never_saw_the_rows_moves_the_band(small: SmallWorld, tmp_path: Path) -> None:
-    """The band's middle is the share of pairs by that model, told here by one row after the other."""
-    own = settings(small, tmp_path / "run", stop__never_saw=str(small.gold), stop__band=[0.3, 0.7], schedule__steps=2)
-    given = sides.of(own)
-    net, tokens = AutoModelForCausalLM.from_pretrained(small.gold), AutoTokenizer.from_pretrained(small.gold)
-    likelihoods: dict[str, list[float]] = {"forget": [], "calibration": []}
-    for side, found in likelihoods.items():
-        for example in encode_records(given.records[side], tokens, sides.encoding(own.data)):
-            ids = torch.tensor([example.input_ids])
-            logp = net(ids).logits[0].log_softmax(-1).detach()
-            answer = range(example.label_start, len(example.input_ids))
-            found.append(sum(float(logp[t - 1, ids[0, t]]) for t in answer) / len(answer))
-    pairs = [(mine, other) for mine in likelihoods["forget"] for other in likelihoods["calibration"]]
-    share = sum(mine > other for mine, other in pairs) / len(pairs)
-    with contextlib.suppress(NotShown):
-        run(own, progress=Progress(quiet=True))
-    band = artifacts.read_manifest(artifacts.RunFolder(tmp_path / "run"))["stopping"]["band"]
-    assert band == pytest.approx([share - 0.2, share + 0.2], abs=1e-6)
-
-
-def test_a_model_that_knows_them_is_asked_about(small: SmallWorld, tmp_path: Path) -> None:
-    given = sides.of(own := settings(small, tmp_path / "run", stop__never_saw=str(small.original)))
-    like = watching.never_saw(own, given)
-    assert like is not None
-    assert like > watching.DOUBTED
-    assert "make sure that it never saw them" in given.warnings[-1]
-
-
-def test_a_band_is_not_moved_where_there_is_no_rule(small: SmallWorld, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"stop\.never_saw"):
-        limits.check(settings(small, tmp_path / "run", stop__rule="none", stop__never_saw=str(small.gold)))
 
 
 def test_nothing_admissible_is_no_success(small: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,22 +61,6 @@ def matched_auc(forget: ArrayLike, forget_kinds: ArrayLike, never: ArrayLike, ne
     if not shared:
         return float("nan")
     return float(np.average([auc(values[kinds == k], others[their_kinds == k]) for k in shared], weights=counts))
-
-
-def moved(settings: recipe.Stop, like: float | None) -> recipe.Stop:
-    """The rule with its band about the share of pairs that a model gives which never saw the forget rows.
-
-    Source: ours. Golds with other seeds agree on that share within some hundredths, and so do far smaller models
-    (docs/log.md); 1/2 is what it would be if forgotten and never-seen rows were about the same.
-
-    Example:
-        >>> moved(recipe.Stop(band=(0.4, 0.6)), 0.75).band, moved(recipe.Stop(band=(0.4, 0.6)), None).band
-        ((0.65, 0.85), (0.4, 0.6))
-    """
-    if like is None:
-        return settings
-    half = (settings.band[1] - settings.band[0]) / 2
-    return replace(settings, band=(round(like - half, 6), round(like + half, 6)))
 
 
 def admissible(check: Check, settings: recipe.Stop) -> bool:

@@ -31,7 +31,8 @@ _CLREG = {"clreg": {"temperature": 0.5, "weight": 1.0, "dropout": 0.1}}
 PUBLISHED = ("simnpo+clreg", "ihl+rila")
 #: What is left out, or put in its place: recipe keys with their values.
 PIECES: Mapping[str, Mapping[str, Any]] = {
-    "stopped by a small model that never saw them": {"stop.never_saw": STRANGER},
+    "never-seen rows chosen by a small model": {"data.never_saw": STRANGER},
+    "all never-seen rows at each refresh": {"objective.forget.quantile.refresh_rows": 0},
     "without the reset of embedding rows": {"edit.reset_rows": None},
     "without quantile matching (IHL)": {"objective.forget": {"ihl": {}}},
     "without the anchor": {"objective.retain": {"nll": {"weight": 4.0}}},

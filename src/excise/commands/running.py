@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from excise import artifacts, recipe, reporting
-from excise.commands import folders, training, watching
+from excise.commands import folders, matching, training
 from excise.commands.measuring import evaluation, writing
 from excise.commands.progress import Progress
 from excise.commands.starting import objective, preparing, sides
@@ -50,11 +50,11 @@ def run(
         _refuse_inadmissible(folder)
         return report
     given = sides.of(settings)
+    matching.match(settings, given, progress)
     asked = evaluation.asked_of(settings)
     objective.check_sides(objective.terms(settings.objective), given.records)
     prepared = preparing.prepare_unlearning(settings, given, resume=resume)
     evaluation.refuse_unfit(given, prepared.tokenizer, settings)
-    prepared.like = watching.never_saw(settings, given)
     with folders.opened(settings, resume=resume) as folder:
         model = training.train_into(prepared, folder, progress, stage="unlearn", resume=resume)
         if not folders.main_rank():

@@ -159,9 +159,12 @@ def _rule(p: Prepared, run: artifacts.RunFolder, anatomy: Anatomy, device: torch
     """The stopping rule of the recipe, where it has one and forgets anything."""
     if p.settings.stop.rule == "none" or "forget" not in p.rows.counts:
         return None
+    kinds = None
+    if p.classes:
+        kinds = class_maps(p.classes, p.settings.model.task)["class_map/type"].numpy()
     return watching.stopping(
-        p.model, anatomy, p.rows, p.settings, run.stopping, lambda: train.autocast(p.precision, device.type),
-        watching.kinds_of(p.classes, p.settings.model.task), p.like,
+        p.model, anatomy, p.rows, p.settings, run.stopping,
+        lambda: train.autocast(p.precision, device.type), kinds,
     )  # fmt: skip
 
 
@@ -196,7 +199,7 @@ def manifest(prepared: Prepared, status: str, extra: dict[str, Any] | None = Non
         **editing.record(p.settings.out),
         "data": p.given.sources,
         "verify": folders.thresholds(p.settings),
-        **stopping.record(stopping.moved(p.settings.stop, p.like), folders.stopping_of(p.settings.out)),
+        **stopping.record(p.settings.stop, folders.stopping_of(p.settings.out)),
         "terms": objective.cited(p.settings.objective, p.terms),
         "warnings": [*p.settings.chosen[1:], *p.given.warnings, *objective.cautions(p.settings.objective)],
         **(extra or {}),

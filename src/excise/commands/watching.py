@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,22 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from excise import models, recipe
+from excise import recipe
 from excise.commands import folders
-from excise.commands.measuring import evaluation
 from excise.commands.starting import sides
 from excise.commands.starting.sides import CALIBRATION, WATCH
 from excise.forward import Anatomy, Step, labels, token_logp, token_rows
 from excise.metrics.measure import evaluating
-from excise.stopping import Stopping, matched_auc, moved
-from excise.tasks import class_maps
+from excise.stopping import Stopping, matched_auc
 
 BATCH = 32
-
-
-Units = Callable[[str], tuple[NDArray, NDArray]]
-#: A model that is said never to have seen the forget rows and puts them first this often has to be asked about.
-DOUBTED = 0.8
 
 
 def stopping(
@@ -37,7 +30,6 @@ def stopping(
     folder: Path,
     autocast: Callable,
     kinds: NDArray[np.int64] | None = None,
-    like: float | None = None,
 ) -> Stopping:
     """The rule of a run, ready to be asked after each step; the model is still the original.
 
@@ -49,9 +41,13 @@ def stopping(
         folder: Where it keeps what it saw.
         autocast: The precision of the run.
         kinds: For classifiers, the type of each class, 0 for none (O): units are then the tokens of the others.
-        like: From `never_saw`.
     """
-    units = _reader(model, anatomy, rows, settings, autocast, kinds)
+    chosen = {side: _sample(rows, side, settings) for side in ("forget", CALIBRATION, WATCH)}
+
+    def units(side: str) -> tuple[NDArray, NDArray]:
+        found = [_units(model, anatomy, rows, side, part, autocast, kinds) for part in _parts(chosen[side])]
+        return np.concatenate([v for v, _ in found]), np.concatenate([k for _, k in found])
+
     with evaluating(model):
         before = float(np.exp(units(WATCH)[0]).mean())
 
@@ -60,61 +56,27 @@ def stopping(
             statistic = matched_auc(*units("forget"), *units(CALIBRATION))
             return statistic, float(np.exp(units(WATCH)[0]).mean()) / max(before, 1e-12)
 
-    return Stopping(model, moved(settings.stop, like), folder, look, writes=folders.main_rank())
+    return Stopping(model, settings.stop, folder, look, writes=folders.main_rank())
 
 
-def never_saw(settings: recipe.Recipe, given: sides.Sides) -> float | None:
-    """The rule's statistic by the model of ``stop.never_saw``, on the rows that the rule reads; None without one.
-
-    It is read once and let go, before training begins.
-    """
-    if settings.stop.rule == "none" or not settings.stop.never_saw:
-        return None
-    model, tokenizer = evaluation.load_for_measuring(settings.stop.never_saw, settings)
-    task, classes = settings.model.task, evaluation.classes_of(model.config, settings.model.task)
-    rows = sides.encode(
-        given, ("forget", CALIBRATION), tokenizer, settings.data, seed=settings.seed,
-        context=models.context_length(model), task=task, classes=classes,
-    )  # fmt: skip
-    units = _reader(model, Anatomy.of(model), rows, settings, nullcontext, kinds_of(classes, task))
+def row_likelihoods(model: nn.Module, rows: sides.Rows, side: str) -> NDArray[np.float64]:
+    """``[n]`` mean log-likelihood per token of the answer of each row of a side, by a language model as it is."""
+    order, anatomy = _by_length(rows, side, range(rows.counts[side])), Anatomy.of(model)
+    found = np.empty(len(order))
     with evaluating(model):
-        like = matched_auc(*units("forget"), *units(CALIBRATION))
-    if like > DOUBTED:
-        given.warnings.append(
-            f"stop.never_saw: this model finds the forgotten row the likelier one in {like:.0%} of pairs: make sure "
-            "that it never saw them"
-        )
-    return like
-
-
-def kinds_of(classes: Sequence[str], task: str) -> NDArray[np.int64] | None:
-    """The type of each class, 0 for none (O); None for a language model."""
-    return class_maps(classes, task)["class_map/type"].numpy() if classes else None
-
-
-def _reader(
-    model: nn.Module,
-    anatomy: Anatomy,
-    rows: sides.Rows,
-    settings: recipe.Recipe,
-    autocast: Callable,
-    kinds: NDArray[np.int64] | None,
-) -> Units:
-    """Reads the likelihoods and kinds of a side's units, always of the same rows."""
-    chosen = {side: _sample(rows, side, settings) for side in ("forget", CALIBRATION, WATCH) if side in rows.counts}
-
-    def units(side: str) -> tuple[NDArray, NDArray]:
-        found = [_units(model, anatomy, rows, side, part, autocast, kinds) for part in _parts(chosen[side])]
-        return np.concatenate([v for v, _ in found]), np.concatenate([k for _, k in found])
-
-    return units
+        for part in _parts(order):
+            found[part] = _units(model, anatomy, rows, side, part, nullcontext, None)[0]
+    return found
 
 
 def _sample(rows: sides.Rows, side: str, settings: recipe.Recipe) -> list[int]:
     """The rows that are looked at: drawn once, the same at every look, those of like length beside each other."""
     order = np.random.default_rng([settings.seed, 7]).permutation(rows.counts[side])
-    examples = rows.examples[side]
-    return sorted((int(i) for i in order[: settings.stop.rows]), key=lambda i: (len(examples[i].input_ids), i))
+    return _by_length(rows, side, order[: settings.stop.rows])
+
+
+def _by_length(rows: sides.Rows, side: str, chosen: Iterable[int]) -> list[int]:
+    return sorted((int(i) for i in chosen), key=lambda i: (len(rows.examples[side][i].input_ids), i))
 
 
 def _parts(chosen: list[int]) -> list[list[int]]:

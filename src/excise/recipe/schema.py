@@ -52,6 +52,9 @@ class Data:
         never_seen_training: Never-seen rows that terms of the objective read, where any does: a share of ``never_seen``
             (whole groups, which neither a stopping rule nor the evaluation then reads), a source of its own, or
             ``shuffled``: a stand-in for want of them, forgotten answers under the questions of other forgotten rows.
+        never_saw: A language model that never saw the forget rows, if there is one: the base before its fine-tuning, an
+            older or a smaller model, with a tokenizer of its own. Of the never-seen rows that training and the stopping
+            rule read, those are taken that it finds as likely as the forget rows.
         alternatives: Refusals or other answers for DPO-like objectives: one per line, drawn by (seed, row).
         paraphrases: Where objectives that read ``forget_paraphrase`` get it: built-in ``rules``, the ``data`` (rows
             then also serve the evaluation, which flatters it), or a callable ``module:function`` from text to text.
@@ -74,6 +77,7 @@ class Data:
     untouched: float | str = 0.2
     never_seen: str | None = None
     never_seen_training: float | str = 0.5
+    never_saw: str | None = None
     alternatives: str | None = None
     paraphrases: str = "rules"
     utility: dict[str, str] = field(default_factory=dict)
@@ -265,9 +269,6 @@ class Stop:
     Attributes:
         rule: ``two_sided``, or ``none``: run to the end.
         band: Admissible share of pairs in which a forgotten row is likelier than a never-seen one of its kind.
-        never_saw: A model that never saw the forget rows, if there is one: the base before its fine-tuning, an older
-            or smaller model, in tokens of its own. The band is moved until its middle is the share that this model
-            gives: what rows are about makes some of them likelier to everybody.
         quality: Lowest admissible probability of the watched retained rows, as a share of the original's.
         calibration: Never-seen rows that the rule reads and the evaluation does not: a share of ``data.never_seen``
             (whole groups, of what training leaves of it), or a source of its own.
@@ -284,7 +285,6 @@ class Stop:
 
     rule: Literal["none", "two_sided"] = "none"
     band: tuple[float, ...] = (0.45, 0.55)
-    never_saw: str | None = None
     quality: float = 0.98
     calibration: float | str = 0.5
     watch: float = 0.1

@@ -69,17 +69,17 @@ def refuse_unfit(given: sides.Sides, tokenizer: Any, settings: recipe.Recipe) ->
     how = sides.encoding(settings.data, context=models.context_of(config))
     sides.cut(given, tokenizer, how, task=task, long=settings.data.long)
     measured = limited(given.records, settings.evaluate, task=task)
-    classes = classes_of(config, task)
+    classes = _classes(config, task)
     sides.refuse_unfit(measured, tokenizer, settings.data, how, task=task, classes=classes)
     gold = settings.evaluate.gold
     if gold and not (Path(weights(gold)) / "adapter_config.json").is_file():
-        theirs = classes_of(models.read_config(recipe.Model(name=weights(gold), task=task)), task)
+        theirs = _classes(models.read_config(recipe.Model(name=weights(gold), task=task)), task)
         lacking = len(set(classes) - set(theirs))
         if lacking:
             raise InputRefused(f"{gold}: lacks {lacking} of the model's classes: train it with the same ones")
 
 
-def classes_of(config: Any, task: str) -> tuple[str, ...]:
+def _classes(config: Any, task: str) -> tuple[str, ...]:
     """The classes of a model by number; none for a language model."""
     return () if task == "causal_lm" else tuple(str(config.id2label[i]) for i in range(config.num_labels))
 

@@ -45,8 +45,6 @@ def check(settings: recipe.Recipe) -> None:
             raise UsageError(f"{key} is {value}: give a number above 0")
     if settings.stop.finer > 1:
         raise UsageError(f"stop.finer is {settings.stop.finer}: give a share of the learning rate, above 0 and up to 1")
-    if settings.stop.never_saw and settings.stop.rule == "none":
-        raise UsageError("stop.never_saw moves the band of stop.rule two_sided, and there is no rule: name both")
     betas = settings.optimiser.betas
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise UsageError(f"optimiser.betas is {list(betas)}: give two numbers from 0 to below 1")

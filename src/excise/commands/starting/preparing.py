@@ -27,7 +27,7 @@ class Prepared:
     """Everything that is known before weights move.
 
     ``base`` is the fingerprint of the weights that an adapter or a shape is made on, ``counted`` the sides whose tokens
-    an edit counts, ``chosen`` the embedding rows that it resets, ``like`` what the stopping rule aims at (`watching`).
+    an edit counts, and ``chosen`` the embedding rows that it resets.
     """
 
     settings: recipe.Recipe
@@ -44,7 +44,6 @@ class Prepared:
     begun: beginning.Begun = field(default_factory=beginning.Begun)
     counted: tuple[str, ...] = ()
     chosen: Chosen | None = None
-    like: float | None = None
 
 
 def prepare(
