@@ -29,9 +29,12 @@ HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs" / "results"
 _CLREG = {"clreg": {"temperature": 0.5, "weight": 1.0, "dropout": 0.1}}
 PUBLISHED = ("simnpo+clreg", "ihl+rila")
+_LOOSER = {"optimiser.weight_decay": 3.0, "objective.retain.anchor.weight": 90.0}
 #: What is left out, or put in its place: recipe keys with their values.
 PIECES: Mapping[str, Mapping[str, Any]] = {
     "never-seen rows chosen by a small model": {"data.never_saw": STRANGER},
+    "less decay, a stronger anchor": _LOOSER,
+    "both of these": {"data.never_saw": STRANGER, **_LOOSER},
     "all never-seen rows at each refresh": {"objective.forget.quantile.refresh_rows": 0},
     "without the reset of embedding rows": {"edit.reset_rows": None},
     "without quantile matching (IHL)": {"objective.forget": {"ihl": {}}},
@@ -64,8 +67,10 @@ def rows(size: Size) -> Iterator[Row]:
         return
     for method in PUBLISHED:
         yield Row(method, size.split)
+    chosen = list(PIECES.items())[:3]
     for split in ("forget05", "forget01"):
         yield from (Row(method, split) for method in ("gold2", "default", *PUBLISHED))
+        yield from (Row("default", split, label=label, changes=dict(changes)) for label, changes in chosen)
     for seed in (1, 2):
         yield Row("default", size.split, seed)
         for label, changes in PIECES.items():
