@@ -119,6 +119,7 @@ class Study:
                     "evaluate.savings_steps": 0, "data.utility": {}} if quick else {}  # fmt: skip
             settings = recipe.changed(self.recipe(method, split, lr), less)
             engine.unlearn(settings, folder)
+            _engine(folder).write_text(engine.commit())
         return artifacts.read_results(artifacts.RunFolder(folder))
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -128,6 +129,7 @@ class Study:
             settings = self.recipe("", "report", 1e-3)
             excise.evaluate(self.model("gold2-report"), suite="all", without=("attack",), recipe=settings, out=second,
                             progress=QUIET)  # fmt: skip
+            _engine(second).write_text(engine.commit())
         yield _row("original", second, "original")
         yield _row("gold2", second)
         for name in METHODS:
@@ -148,7 +150,12 @@ def _row(name: str, folder: Path, role: str = "unlearned") -> dict[str, Any]:
     return {"name": name, "numbers": numbers[role], "gold": numbers["gold"], "stories_perplexity": stories[role],
             "gold_stories_perplexity": stories["gold"], "unlearn_seconds": results.seconds.get("unlearn"),
             "outcome": "" if role == "original" else excise.verify(folder).outcome,
-            "commit": engine.commit()}  # fmt: skip
+            "commit": _engine(folder).read_text()}  # fmt: skip
+
+
+def _engine(folder: Path) -> Path:
+    """The file beside a row that says which commit made it: a page may be written by a later one."""
+    return folder.with_name(f"{folder.name}.commit")
 
 
 def _stories() -> list[dict[str, str]]:
@@ -169,7 +176,8 @@ def write(found: Sequence[dict[str, Any]]) -> None:
         lines.append((row["name"], {**row["numbers"], "cells": cells}))
     parts = {
         "TABLE": seven.table(lines, found[1]["gold"], found[1]["numbers"], ("stories", "verdict", "seconds")),
-        "STORIES": f"{found[1]['gold_stories_perplexity']:.2f}", "COMMIT": found[0]["commit"],
+        "STORIES": f"{found[1]['gold_stories_perplexity']:.2f}",
+        "COMMIT": ", ".join(sorted({row["commit"] for row in found})),
     }  # fmt: skip
     text = (HERE / "page.md.txt").read_text(encoding="utf-8")
     for name, part in parts.items():
