@@ -156,7 +156,7 @@ class Study:
         begun = time.process_time()
         if row.method in ENDS:
             place = self.model("original" if row.method == "original" else f"{row.method}-{row.split}")
-            excise.evaluate(place, suite="all", recipe=settings, out=folder, progress=Progress(quiet=True))
+            excise.evaluate(place, suite="all", recipe=settings, out=folder, resume=True, progress=Progress(quiet=True))
         else:
             engine.unlearn(settings, folder)
         verdict = excise.verify(folder)
