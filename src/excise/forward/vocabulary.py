@@ -15,8 +15,8 @@ from torch import Tensor
 
 #: Elements of a tile: what a core's cache holds, and on accelerators what fills the device.
 TILE_ELEMENTS, TILE_ELEMENTS_DEVICE = 2**19, 2**24
-#: Elements of a pass's logits (64 MB) that are kept for the backward pass; the other tiles are made again.
-KEEP_ELEMENTS = 2**24
+#: Elements of a pass's logits (80 MB) whose exponentials are kept for the backward pass; other tiles are made again.
+KEEP_ELEMENTS = 20 * 2**20
 
 
 def label_logp(states: Tensor, matrix: Tensor, targets: Tensor, *, grad: bool = True) -> Tensor:
@@ -52,7 +52,7 @@ class _LabelLogp(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, matrix: Tensor, targets: Tensor, keep: int) -> Tensor:
         device = states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else matrix.dtype
-        kept: list[Tensor] = []
+        kept: list[tuple[Tensor, Tensor]] = []  # exponentials of a tile, and what was taken off before
         with torch.autocast(device, enabled=False):
             h = states.to(dtype)
             top = torch.full((len(h),), -torch.inf, device=h.device)
@@ -63,12 +63,10 @@ class _LabelLogp(torch.autograd.Function):
                 place = (targets - start).clamp(0, stop - start - 1)
                 inside = (targets >= start) & (targets < stop)
                 chosen = torch.where(inside, x.gather(1, place[:, None]).squeeze(1), chosen)
+                x.sub_(high[:, None]).exp_()
                 if len(h) * stop <= keep:
-                    kept.append(x)
-                    x = x - high[:, None]
-                else:
-                    x -= high[:, None]
-                total = total * (top - high).exp() + x.exp_().sum(1)
+                    kept.append((x, high))
+                total = total * (top - high).exp() + x.sum(1)
                 top = high
         ctx.save_for_backward(h, matrix, targets, top, total)
         ctx.kept, ctx.states_dtype = kept, states.dtype
@@ -85,9 +83,10 @@ class _LabelLogp(torch.autograd.Function):
         with torch.autocast(h.device.type, enabled=False):
             for start, stop in tiles(len(h), matrix):
                 part = matrix[start:stop].to(h.dtype)
-                made = next(kept, None)
-                x = (h @ part.T).float() if made is None else made
-                x.sub_(top[:, None]).exp_().mul_(share)
+                if (made := next(kept, None)) is None:
+                    x = (h @ part.T).float().sub_(top[:, None]).exp_().mul_(share)
+                else:
+                    x = made[0].mul_((made[1] - top).exp()[:, None] * share)
                 rows = ((targets >= start) & (targets < stop)).nonzero().squeeze(1)
                 x[rows, targets[rows] - start] += upstream[rows]
                 x = x.to(h.dtype)
