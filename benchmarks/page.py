@@ -147,7 +147,7 @@ new models, each the median over its pairs; "from - to" is the range of single p
 * One pass per side serves every term; the second view runs one block again; the reference is a stored number a row.
 * Rows are packed: of a shuffled batch a third of the positions is padding otherwise. The plain step gains as much.
 * Log-probabilities are made tile by tile along the vocabulary, only where labels are. A tile fits the cache; up to
-  64 MB a pass are kept for the backward pass, the others are made again.
+  80 MB of exponentials a pass are kept for the backward pass, the others are made again.
 
 ## What the time is spent on
 
