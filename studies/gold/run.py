@@ -34,8 +34,8 @@ _LOOSER = {"optimiser.weight_decay": 3.0, "objective.retain.anchor.weight": 90.0
 PIECES: Mapping[str, Mapping[str, Any]] = {
     "never-seen rows chosen by a small model": {"data.never_saw": STRANGER},
     "less decay, a stronger anchor": _LOOSER,
-    "KL on never-seen rows as well": {"objective.retain.kl": {"side": "never_seen", "weight": 4.0}},
     "both of these": {"data.never_saw": STRANGER, **_LOOSER},
+    "KL on never-seen rows as well": {"objective.retain.kl": {"side": "never_seen", "weight": 4.0}},
     "all never-seen rows at each refresh": {"objective.forget.quantile.refresh_rows": 0},
     "without the reset of embedding rows": {"edit.reset_rows": None},
     "without quantile matching (IHL)": {"objective.forget": {"ihl": {}}},
