@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import warnings
@@ -16,147 +17,34 @@ PACKAGE = ROOT / "src" / "excise"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 LONG = 300
 
-# Module (or package, which then counts as one) -> what it may import of this package. docs/design.md says why.
-# The longest name that fits decides; a package may import its own parts; `errors` and `files` are open to everyone.
 EVERYTHING = frozenset({"*"})
 LEAVES = frozenset({"errors", "files"})
-#: What saved numbers are called, and how they are laid out.
-SAVED = frozenset({"metrics.catalogue", "metrics.class_catalogue", "metrics.metric", "metrics.table"})
-MAY_IMPORT: dict[str, frozenset[str]] = {
-    "": EVERYTHING,  # the façade: its names are looked up when they are asked for
-    "__main__": frozenset({"cli"}),
-    "errors": frozenset(),
-    "files": frozenset(),
-    "recipe": frozenset(),
-    "geometry": frozenset(),
-    "ranks": frozenset(),
-    "subspace": frozenset(),
-    "forward": frozenset(),
-    "paraphrase": frozenset(),
-    "terminal": frozenset(),
-    "metrics": frozenset(),  # its parts one by one: a scorer must not reach what measures
-    "metrics.leakage": frozenset(),
-    "metrics.metric": frozenset(),
-    "metrics.evidence_catalogue": frozenset({"metrics.metric"}),
-    "metrics.catalogue": frozenset({"metrics.evidence_catalogue", "metrics.metric"}),
-    "metrics.fluency": frozenset(),
-    "metrics.table": frozenset(),
-    "metrics.statistics": frozenset(),
-    "metrics.rows": frozenset({"metrics.table"}),
-    "metrics.logs": frozenset({"metrics.table"}),
-    "metrics.utility": frozenset({"metrics.fluency", "metrics.rows", "metrics.table"}),
-    "metrics.bench": frozenset({"metrics.statistics", "metrics.table"}),
-    "metrics.gaps": frozenset({"metrics.bench", "metrics.rows", "metrics.table"}),
-    "metrics.single_rows": frozenset({"metrics.rows", "metrics.table"}),
-    "metrics.membership": frozenset({"metrics.bench", "metrics.rows", "metrics.statistics", "metrics.table"}),
-    "metrics.aggregates": frozenset(
-        {
-            "metrics.bench",
-            "metrics.membership",
-            "metrics.rows",
-            "metrics.statistics",
-            "metrics.table",
-            "metrics.utility",
-        }
-    ),
-    "metrics.scores": SAVED
-    | {
-        "metrics.aggregates",
-        "metrics.bench",
-        "metrics.gaps",
-        "metrics.membership",
-        "metrics.rows",
-        "metrics.statistics",
-        "metrics.utility",
-    },
-    "metrics.latent": frozenset({"geometry", "metrics.statistics"}),
-    "metrics.generate": frozenset({"metrics.fluency", "metrics.table", "records", "tasks"}),
-    "metrics.lens": frozenset({"forward"}),
-    "metrics.gradients": frozenset({"forward", "records", "tasks"}),
-    "metrics.states": frozenset({"geometry", "metrics.latent", "metrics.statistics"}),
-    "metrics.apart": frozenset({"metrics.latent", "metrics.states", "metrics.statistics"}),
-    "metrics.measure": SAVED | {"forward", "metrics.generate", "metrics.lens", "metrics.states", "records", "tasks"},
-    "metrics.class_catalogue": frozenset({"metrics.catalogue"}),
-    "metrics.entities": frozenset(),
-    "metrics.audit": frozenset(),
-    "metrics.class_scores": SAVED | {"metrics.bench", "metrics.entities", "metrics.scores", "metrics.statistics"},
-    "metrics.class_states": frozenset(
-        {"metrics.entities", "metrics.latent", "metrics.states", "metrics.statistics", "metrics.table"}
-    ),
-    "metrics.tagging": frozenset(
-        {"forward", "metrics.class_states", "metrics.measure", "metrics.table", "records", "tasks"}
-    ),
-    "metrics.muse": frozenset({"metrics.generate", "metrics.table", "records", "tasks"}),
-    "metrics.muse_scores": frozenset({"metrics.rows", "metrics.statistics", "metrics.table"}),
-    "metrics.mcq": frozenset({"metrics.measure", "metrics.statistics", "records"}),
-    "records": frozenset({"recipe"}),
-    "models": frozenset({"recipe"}),
-    "world": frozenset({"recipe"}),
-    "world_tagged": frozenset({"world"}),
-    "ledger": frozenset({"records"}),
-    "erasure": frozenset(),
-    "folding": frozenset({"erasure", "forward"}),
-    "canary": frozenset({"world"}),
-    "stopping": frozenset({"averaging", "recipe", "metrics.statistics"}),
-    "averaging": frozenset(),
-    "editing": frozenset(),
-    "shaped": frozenset(),
-    "tasks": frozenset({"recipe", "records", "forward", "paraphrase"}),
-    "objectives": frozenset({"forward", "geometry", "ranks"}),
-    "initialise": frozenset({"forward", "geometry", "ranks", "subspace"}),
-    "draws": frozenset(),
-    "alike": frozenset({"draws", "metrics.statistics"}),
-    "schedule": frozenset({"draws", "recipe"}),
-    "optimise": frozenset({"recipe", "shaped"}),
-    "reference": frozenset({"forward"}),
-    "population": frozenset({"draws", "forward"}),
-    "train": frozenset({"recipe", "forward", "objectives", "optimise", "ranks", "schedule", "shaped"}),
-    "artifacts": SAVED | {"recipe"},
-    "attacks": frozenset(
-        {
-            "recipe",
-            "records",
-            "models",
-            "tasks",
-            "forward",
-            "geometry",
-            "objectives",
-            "schedule",
-            "optimise",
-            "train",
-            "metrics",
-        }
-    ),
-    "verdict": SAVED
-    | {
-        "recipe",
-        "artifacts",
-        "metrics.class_scores",
-        "metrics.entities",
-        "metrics.rows",
-        "metrics.statistics",
-        "metrics.utility",
-    },
-    "reporting": SAVED | {"recipe", "artifacts", "metrics.scores"},
-    "commands": EVERYTHING,
-    "cli": frozenset({"", "recipe", "terminal"}),
-}
-# Modules that must not name torch or transformers at all, not even inside a function.
-NO_TORCH = (
-    "errors",
-    "files",
-    "recipe",
-    "cli",
-    "terminal",
-    "reporting",
-    "artifacts",
-    "verdict",
-    "attacks.outcome",
-    "metrics.catalogue",
-    "metrics.leakage",
-    "metrics.table",
-    "metrics.logs",
-)
+
+
+def _table() -> tuple[dict[str, frozenset[str]], frozenset[str]]:
+    """The table of docs/design.md: module -> what it may import, and the modules that must never name torch."""
+    may: dict[str, frozenset[str]] = {}
+    light: set[str] = set()
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    for line in re.findall(r"^\| (?!module|-)(.+) \|$", text.split("## Who may import whom")[1], re.MULTILINE):
+        names, allowed, torch = (_names(cell) for cell in line.split(" | "))
+        assert not names & set(may), f"docs/design.md names {names & set(may)} twice"
+        may |= dict.fromkeys(names, allowed)
+        light |= names if torch else set()
+    return may, frozenset(light)
+
+
+def _names(cell: str) -> frozenset[str]:
+    words = {"nothing", "never", "everything", "the package itself", ""}
+    names = [part.strip().strip("`") for part in cell.split(",")]
+    assert all(name in words or f"`{name}`" in cell for name in names), cell
+    said = {"everything": "*", "the package itself": ""}
+    return frozenset(said.get(name, name) for name in names if name not in {"nothing", ""})
+
+
+# Module (or package, which then counts as one) -> what it may import of this package. The longest name that fits
+# decides; a package may import its own parts; `errors` and `files` are open to everyone.
+MAY_IMPORT, NO_TORCH = _table()
 
 
 def _sources(*folders: str) -> list[Path]:
@@ -220,7 +108,7 @@ def _allowed(name: str, target: str) -> bool:
 @pytest.mark.parametrize("name", sorted(SOURCES))
 def test_imports_only_what_the_table_allows(name: str) -> None:
     path = SOURCES[name]
-    assert _rule(name) is not None, f"{name}: new module: give it a row in MAY_IMPORT and in docs/design.md"
+    assert _rule(name) is not None, f"{name}: new module: give it a row in docs/design.md"
     tree = ast.parse(path.read_text(encoding="utf-8"))
     targets = [(line, _own(full)) for line, full in _imports(tree, name, path.name == "__init__.py")]
     wrong = {
@@ -229,6 +117,18 @@ def test_imports_only_what_the_table_allows(name: str) -> None:
         if target is not None and not _allowed(name, target)
     }
     assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_no_row_allows_what_nobody_uses() -> None:
+    """A permission that lies about is a door that somebody will walk through."""
+    unused = {rule: set(may - {"*"}) for rule, may in MAY_IMPORT.items()}
+    for name, path in SOURCES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        targets = {_own(full) for _, full in _imports(tree, name, path.name == "__init__.py")}
+        rule = _rule(name) or ""
+        unused[rule] -= {entry for entry in unused[rule] if any(t and _fits(t, entry) for t in targets)}
+    assert not {rule: entries for rule, entries in unused.items() if entries}
+    assert not [rule for rule in MAY_IMPORT if not any(_fits(name, rule) for name in SOURCES)]
 
 
 def test_the_rule_sees_hidden_imports() -> None:
