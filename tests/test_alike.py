@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from excise import artifacts, recipe
 from excise.alike import alike
-from excise.commands import matching
+from excise.commands import matching, running
 from excise.commands.progress import Progress
 from excise.commands.running import run
 from excise.commands.starting import sides
-from excise.errors import InputRefused, UsageError
+from excise.errors import InputRefused, IntegrityFailed, UsageError
 from excise.metrics.statistics import auc
+from excise.records import fingerprint
 from excise.tasks.causal_lm import encode_records
 from small_world import SmallWorld
 
@@ -93,7 +95,8 @@ def test_the_rules_rows_are_chosen_and_the_measured_ones_are_not(small: SmallWor
     assert len(expected) < len(whole.records["calibration"])
     for side in ("never_seen", "forget", "retain", "watch"):
         assert found.records[side] == whole.records[side]
-    assert found.sources == whole.sources  # a resumed run is held to the same files
+    chosen = {"rows": len(expected), "fingerprint": fingerprint(expected)}
+    assert found.sources == {**whole.sources, "calibration-alike": chosen}
 
 
 def test_rows_that_terms_read_are_chosen_too(small: SmallWorld, tmp_path: Path) -> None:
@@ -105,6 +108,27 @@ def test_rows_that_terms_read_are_chosen_too(small: SmallWorld, tmp_path: Path) 
     assert 0 < len(found.records["never_seen_training"]) <= len(whole.records["never_seen_training"]) / 2
     run(own, progress=QUIET)
     assert artifacts.read_manifest(artifacts.RunFolder(tmp_path / "run"))["status"] == "done"
+
+
+def test_going_on_after_another_choice_is_refused(
+    small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe names the same folder, but another model lies there by now."""
+    place = tmp_path / "never-saw"
+    shutil.copytree(small.gold, place)
+    own = settings(small, tmp_path / "run", data__never_saw=str(place))
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr(running.writing, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(own, progress=QUIET)
+    shutil.rmtree(place)
+    shutil.copytree(small.original, place)
+    with pytest.raises(IntegrityFailed, match="calibration-alike rows"):
+        run(own, resume=True, progress=QUIET)
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_model_that_knows_them_is_asked_about(small: SmallWorld, tmp_path: Path) -> None:

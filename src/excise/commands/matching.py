@@ -11,6 +11,7 @@ from excise.commands.starting.sides import CALIBRATION, TRAINING
 from excise.commands.watching import row_likelihoods
 from excise.errors import UsageError
 from excise.metrics.statistics import auc
+from excise.records import fingerprint
 
 #: A model that is said never to have seen the forget rows and finds them likelier this often has to be asked about.
 DOUBTED = 0.8
@@ -46,4 +47,7 @@ def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> No
                     f"data.never_saw: this model finds the forgotten row the likelier one in {share:.0%} of pairs with "
                     f"{side.replace('_', ' ')} rows: make sure that it never saw them"
                 )
-            given.records[side] = [given.records[side][i] for i in alike(mine, others, seed=settings.seed)]
+            chosen = [given.records[side][i] for i in alike(mine, others, seed=settings.seed)]
+            # Beside the file's own: a resumed run is held to both, so that another model at that path is noticed.
+            given.sources[f"{side}-alike"] = {"rows": len(chosen), "fingerprint": fingerprint(chosen)}
+            given.records[side] = chosen
