@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Numbers = Mapping[str, Mapping[str, Any]]
+COST = "processor seconds to unlearn"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ def table(rows: Sequence[tuple[str, Numbers]], gold: Numbers, second: Numbers, m
         "", *[""] * len(more),
     ])  # fmt: skip
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body])
+
+
+def cost(row: Mapping[str, Any]) -> str:
+    """What a row's unlearning cost, measuring left out; nothing where it was not taken."""
+    seconds = row.get("unlearn_cpu_seconds")
+    return "" if seconds is None else f"{seconds:.0f}"
 
 
 def _shown(numbers: Numbers, instrument: Instrument) -> str:

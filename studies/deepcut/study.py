@@ -18,7 +18,6 @@ import sisa
 import splits
 import trained
 from rows import METHODS, Row
-from trained import Clock
 
 import engine
 from excise import artifacts, recipe
@@ -182,7 +181,7 @@ class Study:
     def _distance(self, folder: Path, settings: recipe.Recipe) -> float:
         nothing = 0.0
         try:
-            unlearn(settings, out=folder, resume=True, progress=Clock(quiet=True))
+            unlearn(settings, out=folder, resume=True, progress=engine.Clock(quiet=True))
         except NotShown:
             nothing = NOTHING
         except TrainingStopped:
@@ -218,7 +217,7 @@ class Study:
 
     def _unlearned(self, row: Row, folder: Path, changes: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
         shutil.rmtree(folder, ignore_errors=True)  # half a run would be half a cost
-        clock, admissible = Clock(quiet=True), True
+        clock, admissible = engine.Clock(quiet=True), True
         settings = self.recipe(row.data, row.split, row.method, changes, seed=row.seed)
         try:
             unlearn(settings, out=folder, progress=clock)
@@ -241,7 +240,7 @@ class Study:
     def _retrained(self, row: Row, folder: Path) -> dict[str, float]:
         """A second gold: how far two models are apart that both never saw the forgotten rows."""
         second, cost = self.gold(row.data, row.split, row.seed + 100)
-        evaluate(second, suite="latent", recipe=self._measured(row), out=folder, progress=Clock(quiet=True))
+        evaluate(second, suite="latent", recipe=self._measured(row), out=folder, progress=engine.Clock(quiet=True))
         return dict(cost)
 
     def _sharded(self, row: Row, folder: Path) -> dict[str, float]:
@@ -260,7 +259,7 @@ class Study:
         settings, task = self._measured(row), splits.task(data)
         records = evaluation.limited(sides.of(settings).records, settings.evaluate, task=task)
         named = {"original": settings.model.name, "gold": str(settings.evaluate.gold)}
-        clock = Clock(quiet=True)
+        clock = engine.Clock(quiet=True)
         measured = {k: evaluation.measure_named(k, v, records, settings, clock) for k, v in named.items()}
         how, names = sides.encoding(settings.data), next(iter(measured["gold"].tables.values())).classes
         said = {

@@ -4,49 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import engine
 from excise import models, recipe
 from excise.commands.finetuning import finetune
-from excise.commands.progress import Progress
 from excise.records import Record
 from excise.tasks import TASKS
 
 #: Embeddings and the two lowest layers stay: dense gradients of the embedding table were half the cost.
 TRAINED = r"encoder\.layer\.[2-9]|classifier"
 RATE, EPOCHS, EPOCHS_SMALL = 2e-4, 8, 30
-
-
-@dataclass
-class Clock(Progress):
-    """Wall and CPU seconds of each stage."""
-
-    cpu: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str, total: float | None = None) -> Iterator[Any]:
-        """A stage that is also timed on the CPU, all threads together."""
-        start = time.process_time()
-        try:
-            with super().stage(name, total) as advance:
-                yield advance
-        finally:
-            self.cpu[name] = self.cpu.get(name, 0.0) + time.process_time() - start
-
-    def cost(self, *stages: str) -> dict[str, float]:
-        """Seconds of the stages whose names begin so."""
-        return {
-            kind: sum(v for k, v in taken.items() if k.startswith(stages))
-            for kind, taken in (("cpu", self.cpu), ("wall", self.seconds))
-        }
 
 
 def base(task: str) -> dict[str, Any]:
@@ -73,7 +45,7 @@ def fit(
     """Train on a file of rows unless that is done; the model's folder, and its cost in seconds."""
     if not (folder / "cost.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)  # half a run would be half a cost
-        clock = Clock(quiet=True)
+        clock = engine.Clock(quiet=True)
         changes = {
             **base(task), "model.name": str(start), "data.retain": str(rows), "schedule.epochs": epochs,
             "optimiser.lr": RATE, "seed": seed, "out": str(folder), "log_every": 10,

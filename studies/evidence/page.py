@@ -72,11 +72,10 @@ def tables(rows: Sequence[Row]) -> list[str]:
         gold = own[0]["metrics"]["gold"]
         lines = []
         for row in sorted(own, key=lambda r: (order.index(r["method"]), r["seed"])):
-            seconds = row["seconds"].get("unlearn")
-            cells = {"value": [_outcome(row), "" if seconds is None else f"{seconds:.0f}"]}
+            cells = {"value": [_outcome(row), seven.cost(row)]}
             name = row["method"] + (f" (seed {row['seed']})" if row["seed"] else "")
             lines.append((name, {**row["metrics"]["unlearned"], "cells": cells}))
-        found.append(f"### {share} forgotten\n\n" + seven.table(lines, gold, second, ("verdict", "seconds to unlearn")))
+        found.append(f"### {share} forgotten\n\n" + seven.table(lines, gold, second, ("verdict", seven.COST)))
     return found
 
 

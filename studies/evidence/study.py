@@ -153,15 +153,15 @@ class Study:
 
     def _judged(self, row: Row, folder: Path) -> None:
         settings = self.settings(row)
-        begun = time.process_time()
+        begun, spent = time.process_time(), None
         if row.method in ENDS:
             place = self.model("original" if row.method == "original" else f"{row.method}-{row.split}")
             excise.evaluate(place, suite="all", recipe=settings, out=folder, resume=True, progress=Progress(quiet=True))
         else:
-            engine.unlearn(settings, folder)
+            spent = engine.unlearn(settings, folder)
         verdict = excise.verify(folder)
-        own = {**row.__dict__, "cpu_seconds": time.process_time() - begun, "outcome": verdict.outcome,
-               "lr": settings.optimiser.lr, "commit": engine.commit()}  # fmt: skip
+        own = {**row.__dict__, "cpu_seconds": time.process_time() - begun, "unlearn_cpu_seconds": spent,
+               "outcome": verdict.outcome, "lr": settings.optimiser.lr, "commit": engine.commit()}  # fmt: skip
         (folder / "row.json").write_text(json.dumps(own))
 
     def _attacked(self, row: Row, folder: Path) -> None:

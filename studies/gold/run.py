@@ -20,6 +20,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "evidence"))
 
+import matched
 from rowwise import arguments, collect, run_rows
 from study import SIZES, STRANGER, Row, Size, Study
 
@@ -89,7 +90,7 @@ def write(found: Sequence[Mapping[str, Any]], out: Path, *, docs: bool) -> None:
     text = (HERE / "page.md.txt").read_text(encoding="utf-8")
     parts = {
         "TABLES": "\n\n".join(_tables(wanted)) or "_No row has been run._", "ROWS": str(len(wanted)),
-        "COMMITS": ", ".join(sorted({str(r["commit"]) for r in wanted})),
+        "MATCHED": matched.table(out), "COMMITS": ", ".join(sorted({str(r["commit"]) for r in wanted})),
     }  # fmt: skip
     for name, part in parts.items():
         text = text.replace(f"<<{name}>>", part)
@@ -108,10 +109,9 @@ def _tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         lines = []
         for row in own:
             name = (row["label"] or row["method"]) + (f" (seed {row['seed']})" if row["seed"] else "")
-            seconds = row["seconds"].get("unlearn")
-            cells = {"value": ["" if seconds is None else f"{seconds:.0f}"]}
+            cells = {"value": [seven.cost(row)]}
             lines.append((name, {**row["metrics"]["unlearned"], "cells": cells}))
-        table = seven.table(lines, own[0]["metrics"]["gold"], second, ("seconds to unlearn",))
+        table = seven.table(lines, own[0]["metrics"]["gold"], second, (seven.COST,))
         yield f"### {share} forgotten\n\n{table}"
 
 
