@@ -248,17 +248,21 @@ def shipped(rows: Sequence[Row]) -> str:
 
 
 def varied(rows: Sequence[Row], group: str) -> str:
-    """DeepCUT on WNUT17 at 5 % with one thing changed, beside the gold and the setting that was tuned."""
+    """A method on WNUT17 at 5 % with one thing changed, beside the gold and the setting that was tuned."""
     found = [r for r in rows if r["group"] == group]
-    start = [r for r in rows if (r["data"], r["split"], r["method"]) == ("wnut17", "random05-0", "deepcut")]
-    start = [r for r in start if r["group"] == "main" and r["seed"] == 0]
+    methods = {r["method"] for r in found}
+    tuned = [
+        r for r in rows
+        if r["group"] == "main" and (r["data"], r["split"], r["seed"]) == ("wnut17", "random05-0", 0)
+        and r["method"] in methods
+    ]  # fmt: skip
     if not found:
         return ""
     body = [["**gold**", "", "", *_cells(found[:1], COLUMNS, "gold")]]
-    for row in [*start, *found]:
+    for row in sorted([*tuned, *found], key=lambda r: r["method"]):
         step = "no rule" if not row.get("checks") else "none" if row["kept"] is None else str(row["kept"])
         own = _points(pooled.gap([Path(row["folder"])]))
-        body.append([row["label"] or "as tuned", own, step, *_cells([row], COLUMNS)])
+        body.append([f"{row['method']}: {row['label'] or 'as tuned'}", own, step, *_cells([row], COLUMNS)])
     return _table(["change", "forget F1 - gold's", "kept step", *COLUMNS], body)
 
 

@@ -68,7 +68,11 @@ def divided(records: Sequence[Record], most: int, has: Callable[[Record], bool])
 
 
 def sides(name: str, limits: Limits) -> dict[str, list[Record]]:
-    """``train``, ``never_seen``, ``calibration``, ``dev`` and ``test`` of a data set."""
+    """``train``, ``never_seen``, ``calibration``, ``dev`` and ``test`` of a data set.
+
+    Where the objective reads never-seen rows too, it has every second one of the stopping rule's (``aimed_at``), and
+    the rule the others (``judged_by``): no method has more of them than another.
+    """
     if name == TEXTS:
         parts = passages(limits)
         train, unseen = parts.pop("train"), parts.pop("unseen")
@@ -77,7 +81,9 @@ def sides(name: str, limits: Limits) -> dict[str, list[Record]]:
         read = {part: distinct(read_tagged(str(folder / f"{part}.conll")), seen) for part in ("train", "dev", "test")}
         train, unseen = divided(read.pop("train"), limits.train, lambda r: any(t != "O" for t in r.tags))
         parts = {part: own[: limits.measured] for part, own in read.items()}
-    return {"train": train, "never_seen": unseen[::2], "calibration": unseen[1::2], **parts}
+    rule = unseen[1::2]
+    shared_out = {"aimed_at": rule[::2], "judged_by": rule[1::2]}
+    return {"train": train, "never_seen": unseen[::2], "calibration": rule, **shared_out, **parts}
 
 
 def passages(limits: Limits) -> dict[str, list[Record]]:
