@@ -73,7 +73,8 @@ def table(rows: Sequence[tuple[str, Numbers]], gold: Numbers, second: Numbers, m
         rows: Heading and numbers of each model.
         gold: The gold's numbers.
         second: A second gold's.
-        more: Further cells' heads; a row's cells are its numbers' ``cells``.
+        more: Further cells' heads; a row's cells are its numbers' ``cells``. `COST`, the last of them, is left out where
+            no row has it.
     """
     head = ["", *(i.title for i in INSTRUMENTS), "inside", *more]
     body = [["gold", *(_shown(gold, i) for i in INSTRUMENTS), "", *[""] * len(more)]]
@@ -82,6 +83,8 @@ def table(rows: Sequence[tuple[str, Numbers]], gold: Numbers, second: Numbers, m
         shown = [f"**{_shown(own, i)}**" if ok else _shown(own, i) for i, ok in zip(INSTRUMENTS, held, strict=True)]
         count = f"{sum(h is True for h in held)} of {sum(h is not None for h in held)}"
         body.append([name, *shown, count, *own.get("cells", {}).get("value", [""] * len(more))])
+    if COST in more and not any(line[-1] for line in body):  # nowhere taken
+        head, body, more = head[:-1], [line[:-1] for line in body], more[:-1]
     noise = [floor(gold, second, i.metric) for i in INSTRUMENTS]
     body.append([
         "_noise floor_",
