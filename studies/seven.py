@@ -73,8 +73,8 @@ def table(rows: Sequence[tuple[str, Numbers]], gold: Numbers, second: Numbers, m
         rows: Heading and numbers of each model.
         gold: The gold's numbers.
         second: A second gold's.
-        more: Further cells' heads; a row's cells are its numbers' ``cells``. `COST`, the last of them, is left out where
-            no row has it.
+        more: Further cells' heads; a row's cells are its numbers' ``cells``. `COST`, the last of them, is left out
+            where no row has it.
     """
     head = ["", *(i.title for i in INSTRUMENTS), "inside", *more]
     body = [["gold", *(_shown(gold, i) for i in INSTRUMENTS), "", *[""] * len(more)]]
