@@ -58,11 +58,17 @@ class Row:
     changes: Terms = field(default_factory=dict)
 
 
+#: Four rates a factor of about 2.5 apart: higher where B starts at zero, far lower under VILA's factors, which are so
+#: unequal in size that its adapter turns over at the others' rates.
+_AT_ZERO = [3e-3, 7e-3, 1.5e-2, 3.5e-2]
+_GRIDS = {"plain": _AT_ZERO, "rol": _AT_ZERO, "vila": [3e-5, 7e-5, 1.5e-4, 3.5e-4]}
+_GRID = [1.5e-3, 3.5e-3, 8e-3, 2e-2]
+
+
 def rates(loss: str, start: str) -> list[float]:
-    """The four learning rates that are tried: a factor of about 2.5 apart, higher where B starts at zero."""
-    scale = {"graddiff": 0.1, "wga": 1.0}.get(loss, 1.0)
-    grid = [3e-3, 7e-3, 1.5e-2, 3.5e-2] if start in ("plain", "rol") else [1.5e-3, 3.5e-3, 8e-3, 2e-2]
-    return [float(f"{scale * rate:g}") for rate in grid]
+    """The four learning rates that are tried."""
+    scale = 0.1 if loss == "graddiff" else 1.0
+    return [float(f"{scale * rate:g}") for rate in _GRIDS.get(start, _GRID)]
 
 
 def quick() -> Iterator[Row]:
