@@ -28,6 +28,7 @@ METHODS = {
     "rmu": ("rmu", "rmu_retain"), "ihl": ("ihl", "nll"), "wga": ("wga", "nll"), "satimp": ("satimp", "nll"),
     "ce-u": ("ceu", None), "reverse-gradient": ("ga", "nll"), "relabel": ("relabel", "nll"),
     "random-labels": ("relabel", "nll"), "bad-teacher": ("bad_teacher", "kl"),
+    "gold-like-ner": ("quantile", "nll"),
 }  # fmt: skip
 #: Where a value may come from.
 SOURCE = re.compile(r"\b(paper|code|ours|hub)\b")

@@ -34,14 +34,7 @@ METHODS: dict[str, Method] = {
     # What is forgotten is a term of the study's own (`kga`); it has a stop of its own too.
     "kga": Method("bad-teacher", _grid("objective.forget.kga:kga.weight", (1.0, 5.0)), {"stop.rule": "none"}),
     # Ours: to where never-seen tokens of the same type lie (`splits.sides` says which those are).
-    "matching": Method(
-        "deepcut",
-        _grid("objective.forget.quantile.weight", (0.3, 1.0)),
-        {
-            "objective.forget": {"quantile": {"within": "type", "level": "token", "refresh": 16}},
-            "objective.regularise": {},
-        },
-    ),
+    "matching": Method("gold-like-ner", _grid("objective.forget.quantile.weight", (0.3, 1.0))),
     "naive": Method("naive", [{"optimiser.lr": lr} for lr in (5e-5, 1e-4, 2e-4, 5e-4)]),
 }
 #: What has a procedure of its own and is not tuned.
