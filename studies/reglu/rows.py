@@ -115,6 +115,10 @@ def _sweeps(loss: str, split: str) -> Iterator[Row]:
             "v_proj, weight 1": {_ROL + "layers": "v_proj", _ROL + "weight": 1.0},
             "down_proj, weight 1": {_ROL + "layers": "down_proj", _ROL + "weight": 1.0},
         }),
+        # Ours, and no better tuned than the others: what the adapter adds is held, not B (`net`).
+        ("ROL of the net update", "rila", {
+            f"weight {w:g}": {"objective.regularise": {"net:rol": {"weight": w}}} for w in (0.1, 1.0, 10.0)
+        }),
         ("ROL, plain start", "rol", {f"weight {w:g}": {_ROL + "weight": w} for w in (1.0, 0.01)}),
     ]  # fmt: skip
     for group, start, choices in varied:
