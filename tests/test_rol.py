@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from excise.objectives.regularise_lora import orthogonality, retain_share, rol
 from excise.objectives.retain import nll
 from excise.objectives.term import Dual, Ramp, Term, Weight
 from tiny import Run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "studies" / "reglu"))
+net_update: Any = __import__("net")
 
 K = 3
 
@@ -220,3 +224,14 @@ def test_a_basis_is_read_under_half_precision_weights(tmp_path: Path) -> None:
     net = tiny.adapted(tiny.model()).to(torch.bfloat16)
     run = Run(tmp_path, [npo(), nll(), rol(k=K)], net=net, constants={f"retain_basis/{K}": tiny.bases(net, K)}).go()
     assert run.log[0]["terms/rol"] == pytest.approx(plain(net.float(), tiny.bases(net, K)), rel=1e-3)
+
+
+def test_the_studys_own_form_holds_what_is_added_and_not_what_b_carries() -> None:
+    a, b, p = orthonormal(7, 4).T, orthonormal(9, 4, seed=1), orthonormal(9, K, seed=2)
+    held = net_update.rol(k=K).fn
+    assert float(held({"q": a}, {"q": b}, {"q": p})) == 0.0
+    assert value(b, p) > 0.1  # which ROL as published would take away
+    moved_a, moved_b = a + 0.3 * orthonormal(7, 4, seed=3).T, b - 0.2 * orthonormal(9, 4, seed=4)
+    added = moved_b @ moved_a - b @ a
+    loop = sum(float(sum(p[i, k] * added[i, j] for i in range(9))) ** 2 for k in range(K) for j in range(7))
+    assert float(held({"q": moved_a}, {"q": moved_b}, {"q": p})) == pytest.approx(loop, rel=1e-9)
