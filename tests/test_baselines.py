@@ -258,8 +258,11 @@ def test_no_sentence_of_the_real_data_is_on_two_sides(shared: Path) -> None:
     del shared
     for name in splits.TAGGED:
         made = splits.sides(name, splits.Limits())
+        shares = [made.pop(side) for side in ("aimed_at", "judged_by")]
         texts = [r.completion for rows in made.values() for r in rows]
         assert len(texts) == len(set(texts)), name
+        # An objective that reads never-seen rows shares the stopping rule's with it: no row is read by both.
+        assert sorted(r.completion for own in shares for r in own) == sorted(r.completion for r in made["calibration"])
         assert len(made["train"]) <= 1200
         assert abs(len(made["never_seen"]) - len(made["calibration"])) <= 1
 
