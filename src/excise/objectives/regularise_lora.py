@@ -118,10 +118,10 @@ def rol(
 
     In our own trials it never helped: with a start by `rila` the retained rows came out worse the larger the weight
     was (0.01: unchanged; 1: clearly worse), in models of width 256 with ``r = k = 8``. A start that changes the base
-    moves a part of the model's own function into ``B A``, and this takes it away; with plain LoRA there is next to
-    nothing to hold (`docs/results/reglu.md`, where holding the net update is tried). Hence the small default. The
-    public code takes 0.5 with the plain sum over about 150 layers, which can outweigh a bounded forget loss; with
-    ``layers_rank`` a weight means the same whatever the model's depth.
+    moves a part of the model's own function into ``B A``, which this pushes out of the retained directions as well;
+    with plain LoRA there is little to hold (`docs/results/reglu.md`, where holding the net update is tried, too).
+    Hence the small default. The public code takes 0.5 with the plain sum over about 150 layers, which can outweigh a
+    bounded forget loss; with ``layers_rank`` a weight means the same whatever the model's depth.
 
     Args:
         k: Directions of the retain basis, 1 or more (the public code: 128).
