@@ -15,10 +15,12 @@ from transformers import AutoModel, BertConfig
 
 import excise
 from excise import artifacts, models, recipe, world, world_tagged
+from excise.commands import watching
 from excise.commands.finetuning import finetune
 from excise.commands.progress import Progress
 from excise.commands.running import run
-from excise.errors import InputRefused
+from excise.commands.starting import sides
+from excise.errors import InputRefused, NotShown
 from small_world import rows, write
 
 QUIET = Progress(quiet=True)
@@ -144,6 +146,33 @@ def test_the_rule_counts_entities_of_a_kind(small: Small, tmp_path: Path) -> Non
     seen = artifacts.read_manifest(artifacts.RunFolder(tmp_path / "run"))["stopping"]
     assert seen["kept"] in [c["step"] for c in seen["checks"]]
     assert all(0 <= c["auc"] <= 1 for c in seen["checks"])
+
+
+@pytest.mark.parametrize(("band", "looks"), [([0.0, 1.0], 4), ([0.0, 0.0], 0)], ids=["in the band", "never there"])
+def test_a_look_reads_nothing_that_decides_nothing(
+    band: list[float], looks: int, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not sentences without entities, nor the retained outside the band; and the statistic is that of all rows."""
+    plain = [{**row, "ner_tags": ["O"] * len(row["tokens"])} for row in rows(small.sides["stopping"])[:3]]
+    own = write(tmp_path / "own.jsonl", [*plain, *rows(small.sides["stopping"])])
+    stop = {"rule": "two_sided", "band": band, "quality": 2.0, "every": 1, "calibration": str(own)}
+    read: list[tuple[str, tuple[int, ...]]] = []
+    batch = sides.Rows.batch
+    monkeypatch.setattr(sides.Rows, "batch", lambda s, side, i: (read.append((side, tuple(i))), batch(s, side, i))[1])
+
+    def checks(name: str) -> list[dict[str, Any]]:
+        with pytest.raises(NotShown):
+            run(small.recipe(tmp_path / name, stop=stop), progress=QUIET)
+        return artifacts.read_manifest(artifacts.RunFolder(tmp_path / name))["stopping"]["checks"]
+
+    seen = checks("own")
+    assert len(seen) == 4
+    assert sum(side == "watch" for side, _ in read) == 1 + looks  # once before training
+    assert sum(c["quality"] is not None for c in seen) == looks
+    assert {0, 1, 2}.isdisjoint(i for side, indices in read if side == "calibration" for i in indices)
+    monkeypatch.setattr(watching, "_with_units", lambda rows, side, chosen, kinds: chosen)
+    assert [c["auc"] for c in checks("all")] == pytest.approx([c["auc"] for c in seen])
+    assert any(0 in indices for side, indices in read if side == "calibration")
 
 
 def test_texts_have_one_class(small: Small, tmp_path: Path) -> None:

@@ -29,11 +29,14 @@ from excise.metrics.statistics import auc
 
 @dataclass(frozen=True)
 class Check:
-    """What was seen after a step: ``auc`` of forgotten against never-seen, ``quality`` of the retained (1 = before)."""
+    """What was seen after a step: ``auc`` of forgotten against never-seen, ``quality`` of the retained (1 = before).
+
+    Outside the band the retained rows decide nothing, are not read, and ``quality`` is None.
+    """
 
     step: int
     auc: float
-    quality: float
+    quality: float | None
 
 
 def matched_auc(forget: ArrayLike, forget_kinds: ArrayLike, never: ArrayLike, never_kinds: ArrayLike) -> float:
@@ -63,17 +66,22 @@ def matched_auc(forget: ArrayLike, forget_kinds: ArrayLike, never: ArrayLike, ne
     return float(np.average([auc(values[kinds == k], others[their_kinds == k]) for k in shared], weights=counts))
 
 
+def inside(auc: float, settings: recipe.Stop) -> bool:
+    """Whether the statistic is in the band, so that the retained rows decide."""
+    low, high = settings.band
+    return low <= auc <= high
+
+
 def admissible(check: Check, settings: recipe.Stop) -> bool:
     """Whether weights may be kept: inside the band, and the retained as good as demanded."""
-    low, high = settings.band
-    return low <= check.auc <= high and check.quality >= settings.quality
+    return inside(check.auc, settings) and check.quality is not None and check.quality >= settings.quality
 
 
 def best(checks: Sequence[Check], settings: recipe.Stop) -> Check | None:
     """The admissible check nearest to the middle of the band; the better quality where two are as near."""
     middle = sum(settings.band) / 2
     allowed = [c for c in checks if admissible(c, settings)]
-    return min(allowed, key=lambda c: (abs(c.auc - middle), -c.quality), default=None)
+    return min(allowed, key=lambda c: (abs(c.auc - middle), -(c.quality or 0.0)), default=None)
 
 
 def enough(checks: Sequence[Check], settings: recipe.Stop) -> bool:
@@ -86,24 +94,28 @@ def enough(checks: Sequence[Check], settings: recipe.Stop) -> bool:
 
 
 def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
-    """Whether to look after this step: every so often, and near the band before it could be half-way there.
+    """Whether to look after this step: every so often, and near the band before it could be half-way to its middle.
 
     A look reads some hundreds of rows, several times what a step reads; yet the statistic falls by some hundredths a
     step where it matters, so a coarse rule would jump over the band. How fast it moves says how soon to look again:
-    inside the band after each step, above it after as many as would bring it half-way at its fastest of late.
+    inside the band after each step, above it after as many as would bring it half-way to the middle, where it is
+    aimed, at its fastest of late.
 
     Example:
         >>> rule = recipe.Stop(band=(0.45, 0.55), near=0.1, every=5)
         >>> [[s for s in range(11, 16) if due(s, [Check(9, a, 1.0), Check(10, b, 1.0)], rule)]
         ...  for a, b in ((0.9, 0.8), (0.65, 0.63), (0.68, 0.6), (0.6, 0.5))]
-        [[15], [12, 13, 14, 15], [11, 12, 13, 14, 15], [11, 12, 13, 14, 15]]
+        [[15], [13, 14, 15], [11, 12, 13, 14, 15], [11, 12, 13, 14, 15]]
     """
-    if not checks or (above := checks[-1].auc - settings.band[1]) > settings.near:
+    (_, high), middle = settings.band, sum(settings.band) / 2
+    if not checks or checks[-1].auc - high > settings.near:
         return step % settings.every == 0
-    late = checks[-4:]
+    late, last = checks[-4:], checks[-1]
+    if last.auc <= high:
+        return True
     fastest = max((abs(b.auc - a.auc) / (b.step - a.step) for a, b in pairwise(late)), default=math.inf)
-    gap = round(above / 2 / fastest) if fastest else settings.every
-    return step - checks[-1].step >= min(max(gap, 1), settings.every)
+    gap = round((last.auc - middle) / 2 / fastest) if fastest else settings.every
+    return step - last.step >= min(max(gap, 1), settings.every)
 
 
 def pace(checks: Sequence[Check], settings: recipe.Stop) -> float:
@@ -149,7 +161,7 @@ class Stopping:
         model: Whose trained parameters are kept.
         settings: The recipe's section.
         folder: Where checks and the best weights are written.
-        look: ``(auc, quality)`` of the model as it is.
+        look: ``(auc, quality)`` of the model as it is; ``quality`` may be None outside the band.
         writes: Whether this process writes.
 
     Example:
@@ -166,7 +178,7 @@ class Stopping:
         model: nn.Module,
         settings: recipe.Stop,
         folder: Path,
-        look: Callable[[], tuple[float, float]],
+        look: Callable[[], tuple[float, float | None]],
         *,
         writes: bool = True,
     ) -> None:

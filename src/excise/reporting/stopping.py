@@ -35,18 +35,21 @@ def figure(stopping: Any) -> Figure | None:
     kept = next((c for c in checks if c["step"] == given.get("kept")), None)
     low, high = (*map(float, as_list(given.get("band"))), 0.0, 1.0)[:2]
     least = float(given.get("quality") or 0.0)
-    panels = (
-        _panel("forgotten beside never-seen", "auc", "share of pairs", checks, kept, (low, high)),
-        _panel("the retained", "quality", "share of the original's", checks, kept, (least, None)),
-    )
+    judged = [c for c in checks if c["quality"] is not None]  # outside the band the retained are not looked at
+    panels, second = [_panel("forgotten beside never-seen", "auc", "share of pairs", checks, kept, (low, high))], ""
+    if judged:
+        panels.append(_panel("the retained", "quality", "share of the original's", judged, kept, (least, None)))
+        second = (
+            "Second: the probability of retained rows as a share of the original's, looked at while the first is "
+            "admissible. "
+        )
     ended = "None was kept." if kept is None else f"Kept: the weights after step {kept['step']}."
     return Figure(
         "stopping",
         "When it stopped",
         "First: how often a forgotten row is likelier than a never-seen one of its kind; a half is where a model that "
-        "never saw either would be. Second: the probability of retained rows as a share of the original's. The rule "
-        f"reads rows that nothing else here is measured on. {ended}",
-        panels,
+        f"never saw either would be. {second}The rule reads rows that nothing else here is measured on. {ended}",
+        tuple(panels),
         (
             Key(key_mark(_SEEN, line=True), "after a step"),
             Key(target_mark(), "admissible"),
