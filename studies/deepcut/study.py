@@ -130,7 +130,7 @@ class Study:
         }  # fmt: skip
         if own.objective.forget or own.objective.regularise:  # otherwise epochs are those of the retained rows
             whole["schedule.epochs"] = max(own.schedule.epochs, FORGET_STEPS / steps)
-        if method == "matching":
+        if method in listed.AIMED:
             whole["data.never_seen_training"] = str(self.file(data, "", "aimed_at"))
             whole["stop.calibration"] = str(self.file(data, "", "judged_by"))
         if method == "kga":

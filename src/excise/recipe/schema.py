@@ -136,10 +136,9 @@ class Schedule:
 class Optimiser:
     """How weights move: ``adamw``, or ``muon`` (hidden matrices, from scratch) with ``adamw`` for the rest.
 
-    ``warmup`` is a share of the run (below 1), or a number of steps (from 1): the right measure where a rule ends the
-    run long before its last step. ``tail`` is the share of the run at its end that goes on at the ``floor`` of the
-    rate: small steps to trim what the large ones left. ``betas`` are AdamW's. ``weight_decay`` pulls matrices to zero,
-    or those of a ``preconditioned`` run to their start.
+    ``tail`` is the share of the run at its end that goes on at the ``floor`` of the rate: small steps to trim what the
+    large ones left. ``betas`` are AdamW's. ``weight_decay`` pulls matrices to zero, or those of a ``preconditioned``
+    run to their start.
     """
 
     name: Literal["adamw", "muon"] = "adamw"

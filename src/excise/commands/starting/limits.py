@@ -20,7 +20,7 @@ LEAST = {
     "stop.average": 1,
 }  # fmt: skip
 ABOVE_ZERO = ("schedule.epochs", "optimiser.lr", "optimiser.adamw_lr", "evaluate.relearn_lr", "stop.finer")
-MOST = {"optimiser.floor": 1, "optimiser.tail": 1, "stop.after": 1, "seed": 2**32 - 1}
+MOST = {"optimiser.warmup": 1, "optimiser.floor": 1, "optimiser.tail": 1, "stop.after": 1, "seed": 2**32 - 1}
 
 
 def check(settings: recipe.Recipe) -> None:
