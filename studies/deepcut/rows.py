@@ -149,7 +149,7 @@ def _edge() -> Iterator[Row]:
     yield from _varied(
         "edge",
         {
-            "detached": {_CUT + "detach_retain": True},
+            "not-detached": {_CUT + "detach_retain": False},  # the recipe detaches
             "clreg": {"objective.regularise.clreg": {"weight": 0.1, "temperature": 0.5}},
             "with-gradient": {"objective.forget": {"ga": {"weight": 0.3}}},
             "with-relabel": {"objective.forget": {"relabel": {"weight": 0.3}}},
