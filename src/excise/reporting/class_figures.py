@@ -90,7 +90,7 @@ def _dots(
     others = results.unlearned()
     shown = {m: n for m in names if (n := results.number(m, metric)).value is not None}
     with mpl.rc_context({**STYLE, "axes.spines.left": False}):
-        canvas, axes = canvas_of(230, 74 + 17 * len(shown))
+        canvas, axes = canvas_of(340 if gap else 230, 74 + 17 * len(shown))  # two panels are drawn wider than five
         if gap:
             axes.axvspan(-GAP_LIMIT, GAP_LIMIT, color=STAND_INS["target"], linewidth=0, zorder=0)
             axes.axvline(0, color=STAND_INS["s-gold"], linewidth=1.2, zorder=1)
