@@ -68,7 +68,7 @@ def _panel(
 ) -> Panel:
     values = [float(c[name]) for c in checks]
     with mpl.rc_context(STYLE):
-        canvas, axes = canvas_of(300, 200)
+        canvas, axes = canvas_of(340, 200)
         top = bounds[1] if bounds[1] is not None else max(1.02, *values) * 2
         axes.axhspan(bounds[0], top, color=STAND_INS["target"], zorder=0)
         axes.plot([c["step"] for c in checks], values, **{**marking(_SEEN), "markersize": 3})
