@@ -19,7 +19,9 @@ from excise.forward import (
     hidden,
     labels,
     logits,
+    packing,
     pooled,
+    running,
     seq_logp,
     token_logp,
 )
@@ -41,13 +43,14 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": WIDTH, "n_layers": DEPTH, "n_heads": 2, "hidden_dim": 24},
     "modernbert": {**SIZES, "global_attn_every_n_layers": 2, "local_attention": 8, "reference_compile": False},
 }
+ENCODERS |= {kind: ENCODERS["roberta"] for kind in ("xlm-roberta", "camembert")}
 DECODERS: dict[str, dict[str, Any]] = {"llama": SIZES, "qwen2": {**SIZES, "num_key_value_heads": 2}}
 
 
-def model(kind: str, *, sequence: bool = False) -> Any:
+def model(kind: str, *, sequence: bool = False, attention: str = "eager") -> Any:
     own = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **(ENCODERS | DECODERS)[kind]}
     config = AutoConfig.for_model(
-        kind, vocab_size=VOCABULARY, num_labels=CLASSES, initializer_range=0.3, attn_implementation="eager", **own
+        kind, vocab_size=VOCABULARY, num_labels=CLASSES, initializer_range=0.3, attn_implementation=attention, **own
     )
     auto = AutoModelForSequenceClassification if sequence else AutoModelForTokenClassification
     torch.manual_seed(0)
@@ -128,6 +131,56 @@ def test_a_view_in_training_has_dropout_of_its_own(kind: str) -> None:
     needs = [at_labels("a", -1), at_labels(again, -1)]
     made = Step(net, Anatomy.of(net), {"a": rows}).run(needs)
     assert not torch.allclose(made[needs[0]], made[needs[1]], atol=1e-3)
+
+
+def uneven() -> Batch:
+    """One long row and six short ones, labels at every second place."""
+    lengths = torch.tensor([12, 3, 4, 2, 5, 3, 2])
+    attended = (torch.arange(12) < lengths[:, None]).long()
+    ids = torch.randint(3, VOCABULARY, attended.shape, generator=torch.Generator().manual_seed(1)) * attended
+    where = attended.bool() & (torch.arange(12) % 2 == 1)
+    return Batch(ids, attended, where, classes=torch.where(where, ids % CLASSES, -100), indices=tuple(range(7)))
+
+
+@pytest.mark.parametrize("attention", sorted(packing.ATTENTION))
+@pytest.mark.parametrize("kind", sorted(packing.ENCODERS | set(DECODERS)))
+def test_packed_rows_are_read_as_if_they_stood_alone(
+    kind: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, rows = model(kind, attention=attention), uneven()
+    view = View("a", from_layer=1, dropout=0.2)
+    needs = [token_logp("a"), hidden("a", 1), pooled("a", -1), at_labels(view, -1), pooled(view, -1)]
+
+    def products() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        made = Step(net, Anatomy.of(net), {"a": rows}, seed=3).run(needs)
+        read = [made[p] * rows.attention_mask[..., None] if p.what == "hidden" else made[p] for p in needs]
+        loss = sum(((v * torch.linspace(-1, 1, v.numel()).view(v.shape)).sum() for v in read), torch.zeros(()))
+        weights = [p for p in net.parameters() if p.requires_grad]
+        found = torch.autograd.grad(loss, weights, allow_unused=True)
+        return [v.detach() for v in read], [g for g in found if g is not None]
+
+    laid = running._inputs(Anatomy.of(net), rows)[0]
+    assert laid is not None
+    assert laid.position_ids.numel() < rows.input_ids.numel() / 2
+    got, got_gradients = products()
+    monkeypatch.setattr(running, "can_pack", lambda _: False)
+    want, want_gradients = products()
+    for mine, other in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, other)
+    scale = max(float(g.abs().max()) for g in want_gradients)
+    assert all(float((a - b).abs().max()) < 1e-5 * scale for a, b in zip(got_gradients, want_gradients, strict=True))
+
+
+def test_what_reads_a_row_as_a_whole_is_not_packed() -> None:
+    assert running._inputs(Anatomy.of(model("bert", sequence=True)), uneven())[0] is None
+    assert running._inputs(Anatomy.of(model("modernbert")), uneven())[0] is None  # was not compared
+
+
+def test_packed_rows_in_half_precision() -> None:
+    for attention in sorted(packing.ATTENTION):
+        net = model("bert", attention=attention).to(torch.bfloat16)
+        made = Step(net, Anatomy.of(net), {"a": uneven()}).run([token_logp("a")])
+        assert torch.isfinite(made[token_logp("a")]).all()
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "llama"])

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 _BLOCK_LISTS = ("layers", "h", "blocks", "layer")
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
-_CLASSIFIERS = ("ForTokenClassification", "ForSequenceClassification")
+PER_TOKEN = "ForTokenClassification"
+_CLASSIFIERS = (PER_TOKEN, "ForSequenceClassification")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Anatomy:
 
     A causal model has a language-model head, which is left out of a pass and evaluated where labels are. A classifier
     (``classes`` says how many) runs its own head, which costs next to nothing; ``head`` then holds everything around
-    the encoder, and encoders that norm inside their blocks have no final ``norm``.
+    the encoder, and encoders that norm inside their blocks have no final ``norm``. ``per_token`` says that every token
+    has logits, not the row as a whole.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -39,6 +41,7 @@ class Anatomy:
     softcap: float | None = None
     scale: float = 1.0
     classes: int | None = None
+    per_token: bool = True
     caches: bool = True
 
     @property
@@ -68,11 +71,6 @@ class Anatomy:
             return None
         changed = "forward" in head.__dict__ or head._forward_hooks or head._forward_pre_hooks or head._backward_hooks
         return None if changed or self.softcap is not None or self.scale != 1.0 else head.weight
-
-    @property
-    def width(self) -> int:
-        """Size of a hidden state."""
-        return int(cast(Tensor, self.head.weight).shape[1])
 
     @property
     def vocabulary(self) -> int:
@@ -135,7 +133,10 @@ def _of_classifier(model: nn.Module) -> Anatomy:
         raise ValueError(f"{type(model).__name__}: no transformer blocks found")
     around = nn.ModuleList([part for part in model.children() if part is not encoder])
     caches = "use_cache" in inspect.signature(model.forward).parameters  # decoders, which keep keys and values if let
-    return Anatomy(*found, head=around, classes=int(cast(Any, model).config.num_labels), caches=caches)
+    return Anatomy(
+        *found, head=around, classes=int(cast(Any, model).config.num_labels),
+        per_token=type(model).__name__.endswith(PER_TOKEN), caches=caches,
+    )  # fmt: skip
 
 
 @dataclass

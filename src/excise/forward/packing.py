@@ -1,7 +1,8 @@
 """Rows of a right-padded batch laid end to end in fewer, fuller rows, so that little of a pass is spent on padding.
 
-transformers keeps such rows apart wherever it builds the attention mask itself: positions that start again start a new
-sequence. A third of the positions of a shuffled batch of questions and answers is padding otherwise.
+transformers keeps such rows apart wherever it builds a causal mask itself: positions that start again start a new
+sequence. Encoders, which look both ways, are given a mask. Otherwise a third of the positions of a shuffled batch of
+questions and answers is padding, and two fifths of a tagger's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor
 ARCHITECTURES = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt2", "phi", "phi3", "gemma2", "gemma3_text"}
 )
+#: The same of encoders, which take a mask of their own and positions.
+ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
 #: Attention implementations whose masks know packed rows in batches of any size (flash attention: of one row only).
 ATTENTION = frozenset({"sdpa", "eager"})
 #: Packing has to save this share of the work, since it costs a mask and some copies.
@@ -53,6 +56,12 @@ class Packing:
         out[self.index[self.attended]] = rows[self.attended]
         return out.view(*self.position_ids.shape, *rows.shape[2:])
 
+    def apart(self) -> Tensor:
+        """``[b, 1, W, W]`` bool, which positions may look at which: those of the same row at each other."""
+        rows = torch.arange(1, len(self.index) + 1, device=self.index.device)
+        numbers = self.lay(rows[:, None].expand_as(self.index))
+        return (numbers[:, :, None] == numbers[:, None, :])[:, None]
+
     def back(self, packed: Tensor) -> Tensor:
         """``[B, T, ...]`` from ``[b, W, ...]``; what stands at padding means nothing."""
         return packed.flatten(0, 1)[self.index]
@@ -61,7 +70,27 @@ class Packing:
 def can_pack(config: Any) -> bool:
     """Whether a model of this config (of transformers) reads packed rows as if they stood alone."""
     kind, attention = getattr(config, "model_type", None), getattr(config, "_attn_implementation", None)
-    return kind in ARCHITECTURES and attention in ATTENTION
+    return kind in ARCHITECTURES | ENCODERS and attention in ATTENTION
+
+
+def inputs(packing: Packing, input_ids: Tensor, config: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What a model is called with, for rows that were packed.
+
+    Args:
+        packing: Where they stand.
+        input_ids: ``[B, T]``.
+        config: The model's.
+        dtype: Of its weights.
+    """
+    made = {"input_ids": packing.lay(input_ids), "position_ids": packing.position_ids}
+    if config.model_type not in ENCODERS:
+        return made
+    if config.model_type not in ("bert", "electra"):  # RoBERTa and its kin count from the place after padding's
+        made["position_ids"] = packing.position_ids + config.pad_token_id + 1
+    mask = packing.apart()
+    if config._attn_implementation == "eager":  # adds it to the scores
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+    return {**made, "attention_mask": mask}
 
 
 def pack(attention_mask: Tensor, *, width: int) -> Packing | None:

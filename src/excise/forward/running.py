@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from excise.forward.anatomy import Anatomy, Recorder, block_input, recording
 from excise.forward.batch import Batch, masked_mean
 from excise.forward.packing import Packing, can_pack, pack
+from excise.forward.packing import inputs as packed_inputs
 from excise.forward.products import Pass, View
 
 
@@ -64,15 +65,17 @@ def _recomputed(block: nn.Module, states: Tensor, args: tuple, kwargs: dict) -> 
 
 def _inputs(anatomy: Anatomy, batch: Batch) -> tuple[Packing | None, dict[str, Tensor]]:
     """What the model is called with: rows packed where that pays, and no mask where none is needed."""
-    attended = batch.attention_mask
+    attended, config = batch.attention_mask, getattr(anatomy.owner, "config", None)
+    to_the_right = bool((attended[:, 0] == 1).all())
+    if to_the_right and not bool(attended.all()) and anatomy.per_token and can_pack(config):
+        packing = pack(attended, width=cast(Any, config).hidden_size)
+        if packing is not None:
+            dtype = next(anatomy.owner.parameters()).dtype
+            return packing, packed_inputs(packing, batch.input_ids, config, dtype)
     if anatomy.classes:  # encoders look both ways
         return None, {"input_ids": batch.input_ids, "attention_mask": attended}
-    if not bool((attended[:, 0] == 1).all()):
+    if not to_the_right:
         return None, {"input_ids": batch.input_ids, "attention_mask": attended, **_places(anatomy, batch)}
-    if not bool(attended.all()) and can_pack(getattr(anatomy.owner, "config", None)):
-        packing = pack(attended, width=anatomy.width)
-        if packing is not None:
-            return packing, {"input_ids": packing.lay(batch.input_ids), "position_ids": packing.position_ids}
     # Causal attention never looks right, so right padding needs no mask; it is cheaper and the states are the same.
     return None, {"input_ids": batch.input_ids}
 
@@ -179,7 +182,7 @@ def run_pass(model: nn.Module, anatomy: Anatomy, batch: Batch, wanted: Pass, *, 
     if wanted.head:
         rows, places = batch.positions()
         if anatomy.classes:
-            result.at_labels = out.logits[rows, places] if out.logits.ndim == 3 else out.logits[rows]
+            result.at_labels = result.read(out.logits, rows, places) if anatomy.per_token else out.logits[rows]
         else:
             assert recorder.normed is not None
             result.at_labels = result.read(recorder.normed, rows, places - anatomy.shift)
