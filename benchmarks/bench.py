@@ -187,7 +187,7 @@ def starts(effort: Effort) -> list[Row]:
 
 
 def classifiers(effort: Effort) -> list[Row]:
-    """What DeepCUT costs beyond cross-entropy on the same sentences through the same engine."""
+    """What DeepCUT costs beyond cross-entropy on the same sentences, and what that costs beside padded rows."""
     base, rows, found = tagging.model(), tagging.Rows.drawn(), []
     for views, name, bound in ((2, "two views", ("at most", 1.5)), (1, "one view", ("at most", 1.5))):
 
@@ -198,6 +198,12 @@ def classifiers(effort: Effort) -> list[Row]:
             )
 
         found.append(timed("step time / plain step", f"DeepCUT + NLL, {name}, encoder 6 x 384", make, effort, bound))
+
+    def both() -> tuple[Step, Step]:
+        own = EngineStep(base, rows, tagging.terms(0))
+        return tagging.PaddedStep(base, own.batches), own
+
+    found.append(timed("naive step / engine step", "NLL, encoder 6 x 384", both, effort, ("at least", 1.2)))
     return found
 
 
