@@ -43,6 +43,7 @@ class Anatomy:
     classes: int | None = None
     per_token: bool = True
     caches: bool = True
+    config: Any = None
 
     @property
     def shift(self) -> int:
@@ -104,7 +105,7 @@ class Anatomy:
         times, over = (float(getattr(config, name, None) or 1.0) for name in ("logit_scale", "logits_scaling"))
         for owner, name, norm in _block_lists(model):
             if norm is not None and head is not None:
-                return Anatomy(owner, name, norm, head, cap, times / over)
+                return Anatomy(owner, name, norm, head, cap, times / over, config=getattr(owner, "config", None))
         raise ValueError(f"{type(model).__name__}: no transformer blocks, final norm or language-model head found")
 
     def layer(self, index: int) -> int:
@@ -133,9 +134,10 @@ def _of_classifier(model: nn.Module) -> Anatomy:
         raise ValueError(f"{type(model).__name__}: no transformer blocks found")
     around = nn.ModuleList([part for part in model.children() if part is not encoder])
     caches = "use_cache" in inspect.signature(model.forward).parameters  # decoders, which keep keys and values if let
+    config = cast(Any, model).config
     return Anatomy(
-        *found, head=around, classes=int(cast(Any, model).config.num_labels),
-        per_token=type(model).__name__.endswith(PER_TOKEN), caches=caches,
+        *found, head=around, classes=int(config.num_labels), per_token=type(model).__name__.endswith(PER_TOKEN),
+        caches=caches, config=config,
     )  # fmt: skip
 
 

@@ -21,7 +21,9 @@ ARCHITECTURES = frozenset(
     {"llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt2", "phi", "phi3", "gemma2", "gemma3_text"}
 )
 #: The same of encoders, which take a mask of their own and positions.
-ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
+ENCODERS = frozenset({"bert", "distilbert", "electra", "roberta", "xlm-roberta", "camembert"})
+#: Of these, whose positions count from the place after padding's.
+OFFSET = frozenset({"roberta", "xlm-roberta", "camembert"})
 #: Attention implementations whose masks know packed rows in batches of any size (flash attention: of one row only).
 ATTENTION = frozenset({"sdpa", "eager"})
 #: Packing has to save this share of the work, since it costs a mask and some copies.
@@ -85,7 +87,11 @@ def inputs(packing: Packing, input_ids: Tensor, config: Any, dtype: torch.dtype)
     made = {"input_ids": packing.lay(input_ids), "position_ids": packing.position_ids}
     if config.model_type not in ENCODERS:
         return made
-    if config.model_type not in ("bert", "electra"):  # RoBERTa and its kin count from the place after padding's
+    if config.model_type not in (
+        "bert",
+        "distilbert",
+        "electra",
+    ):  # RoBERTa and its kin count from the place after padding's
         made["position_ids"] = packing.position_ids + config.pad_token_id + 1
     mask = packing.apart()
     if config._attn_implementation == "eager":  # adds it to the scores

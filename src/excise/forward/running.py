@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +65,10 @@ def _recomputed(block: nn.Module, states: Tensor, args: tuple, kwargs: dict) -> 
 
 def _inputs(anatomy: Anatomy, batch: Batch) -> tuple[Packing | None, dict[str, Tensor]]:
     """What the model is called with: rows packed where that pays, and no mask where none is needed."""
-    attended, config = batch.attention_mask, getattr(anatomy.owner, "config", None)
+    attended, config = batch.attention_mask, anatomy.config
     to_the_right = bool((attended[:, 0] == 1).all())
     if to_the_right and not bool(attended.all()) and anatomy.per_token and can_pack(config):
-        packing = pack(attended, width=cast(Any, config).hidden_size)
+        packing = pack(attended, width=config.hidden_size)
         if packing is not None:
             dtype = next(anatomy.owner.parameters()).dtype
             return packing, packed_inputs(packing, batch.input_ids, config, dtype)
