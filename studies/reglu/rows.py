@@ -33,6 +33,7 @@ OTHER_STARTS = ("plain", "rila+rol", "fila", "vila")
 #: In earlier trials a weight of 0.01 changed nothing and 1 cost retained answers.
 ROL: Terms = {"k": 8, "weight": 0.1}
 _ROL = "objective.regularise.rol."
+LONGER: tuple[str, Terms, float] = ("longer: 160 steps at 0.4 of the rate", {"schedule.steps": 160}, 0.4)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Row:
         seed: Of the unlearning run.
         group: ``main``, or what is varied.
         changes: Recipe keys with their values, beside the tuned ones.
+        rate: Share of the tuned learning rate.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Row:
     seed: int
     group: str = "main"
     changes: Terms = field(default_factory=dict)
+    rate: float = 1.0
 
 
 #: Four rates a factor of about 2.5 apart: higher where B starts at zero, far lower under VILA's factors, which are so
@@ -125,3 +128,6 @@ def _sweeps(loss: str, split: str) -> Iterator[Row]:
         for label, changes in choices.items():
             name = f"{loss}-{start}-{split}-{group}-{label}".replace(" ", "_").replace(",", "")
             yield Row(name, loss, start, split, 0, f"{group}: {label}", changes)
+    if split == "forget10":  # four times as long at the next lower rate: what the budget of 40 steps hides
+        for start in ("plain", "rila", "rila+rol", "fila"):
+            yield Row(f"{loss}-{start}-{split}-longer", loss, start, split, 0, *LONGER)

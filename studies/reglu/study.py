@@ -121,7 +121,8 @@ class Study:
         thinned.models(self.tiny, self.size.world, "original", f"gold-{row.split}")
         found = self.tuned(row.loss, row.start)
         values = self.recipe(row.loss, row.start, row.split)
-        settings = recipe.changed(recipe.build(values), {**found["best"], **row.changes, "seed": row.seed})
+        best = {**found["best"], "optimiser.lr": row.rate * found["best"]["optimiser.lr"]}
+        settings = recipe.changed(recipe.build(values), {**best, **row.changes, "seed": row.seed})
         folder, begun = self.out / "rows" / row.name, time.process_time()
         unlearn(settings, out=folder, resume=True, progress=Progress(quiet=True))
         run = artifacts.open_run(folder)
