@@ -224,7 +224,7 @@ def sweeps(rows: Sequence[Row], split: str, loss: str) -> str:
     """One thing changed in RILA or RILA + ROL, beside the row that is changed."""
     found = [r for r in rows if r["group"] not in ("main", "original", "gold") and r["split"] == split]
     body = []
-    for start in ("rila", "rila+rol", "rol"):
+    for start in TITLES:
         changed = [r for r in found if r["start"] == start]
         as_main = [r for r in _of(rows, loss, start, split) if r["seed"] == 0]
         if changed and as_main:
