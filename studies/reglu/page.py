@@ -59,6 +59,7 @@ def write(rows: Sequence[Row], study: Study, *, docs: bool) -> None:
         "ORDERRELEARNED": order(rows, "relearned_probability"),
         "TARGETS": targets(rows),
         **{f"SWEEP{s[-2:]}": sweeps(rows, s, study.better()) for s in ("forget10", "forget01")},
+        "LONGER": longer(rows),
         "ROLSHARE": rol_share(rows),
         "GEOMETRY": geometry_table(rows),
         "COSTS": cost_table(costs),
@@ -222,7 +223,8 @@ def _yes(met: bool) -> str:
 
 def sweeps(rows: Sequence[Row], split: str, loss: str) -> str:
     """One thing changed in RILA or RILA + ROL, beside the row that is changed."""
-    found = [r for r in rows if r["group"] not in ("main", "original", "gold") and r["split"] == split]
+    apart = ("main", "original", "gold", "longer")
+    found = [r for r in rows if r["group"].split(":")[0] not in apart and r["split"] == split]
     body = []
     for start in TITLES:
         changed = [r for r in found if r["start"] == start]
@@ -231,6 +233,18 @@ def sweeps(rows: Sequence[Row], split: str, loss: str) -> str:
             body.append([f"**{TITLES[start]}**", *_cells(as_main)])
         body += [[r["group"], *_cells([r])] for r in sorted(changed, key=lambda r: r["group"])]
     return _table(["changed", *COLUMNS], body) if body else ""
+
+
+def longer(rows: Sequence[Row]) -> str:
+    """The same losses and starts with four times the steps, beside the row of 40."""
+    found, body = [r for r in rows if r["group"].startswith("longer")], []
+    for loss, start in sorted({(r["loss"], r["start"]) for r in found}, key=lambda k: (k[0], list(TITLES).index(k[1]))):
+        own = [r for r in found if (r["loss"], r["start"]) == (loss, start)]
+        short = [r for r in _of(rows, loss, start, "forget10") if r["seed"] == 0]
+        for row in (*short, *sorted(own, key=lambda r: r["lr"])):
+            steps = row["changes"].get("schedule.steps", 40)
+            body.append([f"{LOSS_TITLES[loss]}, {TITLES[start]}", f"{steps:g}", f"{row['lr']:.2g}", *_cells([row])])
+    return _table(["run", "steps", "rate", *COLUMNS], body) if body else ""
 
 
 def rol_share(rows: Sequence[Row]) -> str:
