@@ -103,7 +103,7 @@ def _longer() -> Iterator[Row]:
     steps = {"schedule.steps": 160}
     for share, loss, start in itertools.product((0.4, 1.0), MAIN, ("plain", "rila", "rila+rol", "fila")):
         name = f"{loss}-{start}-forget10-longer" + ("" if share < 1 else "-same-rate")
-        group = f"longer: 160 steps" + (f" at {share:g} of the rate" if share < 1 else "")
+        group = "longer: 160 steps" + (f" at {share:g} of the rate" if share < 1 else "")
         yield Row(name, loss, start, "forget10", 0, group, steps, share)
 
 
