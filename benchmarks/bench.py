@@ -26,7 +26,7 @@ import tagging
 from excise import models
 from measuring import Step, VocabularyBytes, allocated, held, paired
 from naive import NaiveStep
-from page import Profile, Row, table, write
+from page import Profile, Row, merged, table, write
 from profiling import shares
 from reading import Reading, agreement
 from setting import EngineStep, Rows, model
@@ -231,7 +231,7 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="few pairs, no bf16, no 128k; writes nothing without --out"
     )
-    parser.add_argument("--only", choices=PARTS, help="one part; writes nothing")
+    parser.add_argument("--only", choices=PARTS, help="one part; the page's other rows stay as they are")
     parser.add_argument("--out", type=Path, help=f"folder of speed.md and speed.json (default: {RESULTS})")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -239,9 +239,9 @@ def main() -> int:
     effort = Effort(1, 4, quick=True) if options.quick else Effort(3, 10)
     found = [row for name, part in PARTS.items() if options.only in (None, name) for row in part(effort)]
     print("\n" + table(found))
-    out = None if options.only else options.out or (None if options.quick else RESULTS)
+    out = options.out or (None if options.quick else RESULTS)
     if out is not None:
-        write(out, found, profiled(effort))
+        write(out, *(merged(out, found) if options.only else (found, profiled(effort))))
     missed = [row for row in found if row.passed is False]
     for row in missed:
         print(f"gate missed: {row.line()}", file=sys.stderr)

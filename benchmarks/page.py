@@ -89,6 +89,28 @@ def write(folder: Path, rows: Sequence[Row], profile: Sequence[Profile]) -> None
     (folder / "speed.md").write_text(_page(rows, profile, machine), encoding="utf-8")
 
 
+def merged(folder: Path, rows: Sequence[Row]) -> tuple[list[Row], list[Profile]]:
+    """What stands in speed.json with these rows in place of those of the same name; new ones come last.
+
+    Raises:
+        SystemExit: The others were measured on another processor.
+    """
+    entries = json.loads((folder / "speed.json").read_text(encoding="utf-8"))
+    if others := {e["cpu"] for e in entries} - {_cpu()}:
+        raise SystemExit(f"{folder / 'speed.json'} was measured on {', '.join(others)}: run without --only")
+    mine = {(row.measure, row.setting): row for row in rows}
+    out = [
+        mine.pop((e["measure"], e["setting"]), None)
+        or Row(
+            e["measure"], e["setting"], e["value"], e["low"], e["high"], e["n"],
+            (e["bound"]["direction"], e["bound"]["value"]) if e["bound"] else None, e["medians"],
+        )
+        for e in entries if e["kind"] == "ratio"
+    ]  # fmt: skip
+    profile = [Profile(e["heading"], e["share"], e["added"]) for e in entries if e["kind"] == "profile"]
+    return [*out, *mine.values()], profile
+
+
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -113,7 +135,8 @@ PAGE = """# Speed and memory
 Written by `make bench` ({where}). {verdict}
 
 Ratios compare two ways of doing the same within one process. CPU time is taken (another process on the machine does not
-enter it), the two ways take turns, and the order within a pair alternates. A ratio is the median of three repeats with
+enter it), the two ways take turns, and the order within a pair alternates; parts may be measured on different days
+(`make bench ARGS="--only PART"`). A ratio is the median of three repeats with
 new models, each the median over its pairs; "from - to" is the range of single pairs. Bytes do not vary.
 
 {table}
