@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -59,7 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--worker", type=int, default=0, help="which worker this is, of --workers")
     parser.add_argument("--workers", type=int, default=1, help="rows are shared by split, so that golds are")
-    parser.add_argument("--only", default="", help="only rows whose name holds this")
+    parser.add_argument("--only", default="", help="only rows whose name this regular expression finds")
     parser.add_argument("--page", action="store_true", help="only write the page")
     return parser.parse_args()
 
@@ -76,7 +77,7 @@ def main() -> None:
         sys.exit("--encoder: give the folder of a pretrained encoder; see --help for one")
     study = Study(out, given.encoder, size, threads=given.threads)
     for row in () if given.page else size.rows():
-        if given.only not in row.name or hash_of(row) % given.workers != given.worker:
+        if not re.search(given.only, row.name) or hash_of(row) % given.workers != given.worker:
             continue
         if time.monotonic() > end:
             print("out of time; run again to go on", file=sys.stderr)
