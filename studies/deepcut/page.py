@@ -62,6 +62,7 @@ def write(rows: Sequence[Row], out: Path, *, docs: bool, missing: Sequence[Plann
         "FINDINGS": "",
         "END": "",
         "GAPS": gaps(main),
+        "PADDED": gaps([r for r in rows if r["group"] == "padded"]),
         "SHIPPED": shipped([r for r in rows if r["group"] == "shipped"]),
         "NEARER": comparisons(main),
         "COSTS": costs(main),
