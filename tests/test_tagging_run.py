@@ -20,7 +20,7 @@ from excise.commands.finetuning import finetune
 from excise.commands.progress import Progress
 from excise.commands.running import run
 from excise.commands.starting import sides
-from excise.errors import InputRefused, NotShown
+from excise.errors import InputRefused, NotShown, UsageError
 from small_world import rows, write
 
 QUIET = Progress(quiet=True)
@@ -173,6 +173,13 @@ def test_a_look_reads_nothing_that_decides_nothing(
     monkeypatch.setattr(watching, "_with_units", lambda rows, side, chosen, kinds: chosen)
     assert [c["auc"] for c in checks("all")] == pytest.approx([c["auc"] for c in seen])
     assert any(0 in indices for side, indices in read if side == "calibration")
+
+
+def test_a_rule_with_nothing_to_compare_is_refused(small: Small, tmp_path: Path) -> None:
+    plain = [{**row, "ner_tags": ["O"] * len(row["tokens"])} for row in rows(small.sides["stopping"])]
+    stop = {"rule": "two_sided", "calibration": str(write(tmp_path / "plain.jsonl", plain))}
+    with pytest.raises(UsageError, match="no entity type of the forgotten rows"):
+        run(small.recipe(tmp_path / "run", stop=stop), progress=QUIET)
 
 
 def test_texts_have_one_class(small: Small, tmp_path: Path) -> None:

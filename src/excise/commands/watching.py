@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from excise import recipe
 from excise.commands import folders
 from excise.commands.starting import sides
 from excise.commands.starting.sides import CALIBRATION, WATCH
+from excise.errors import UsageError
 from excise.forward import Anatomy, Step, labels, token_logp, token_rows
 from excise.metrics.measure import evaluating
 from excise.stopping import Stopping, inside, matched_auc
@@ -42,8 +43,16 @@ def stopping(
         folder: Where it keeps what it saw.
         autocast: The precision of the run.
         kinds: For classifiers, the type of each class, 0 for none (O): units are then the tokens of the others.
+
+    Raises:
+        UsageError: No type is among the forgotten entities and among those that they would be held against.
     """
     chosen = {side: _with_units(rows, side, _sample(rows, side, settings), kinds) for side in SIDES}
+    if kinds is not None and not _types(rows, "forget", chosen, kinds) & _types(rows, CALIBRATION, chosen, kinds):
+        raise UsageError(
+            "stop.rule: two_sided has nothing to compare: no entity type of the forgotten rows is among the rows set "
+            "aside for it: give data.never_seen or stop.calibration such rows, or set stop.rule: none"
+        )
 
     def units(side: str) -> tuple[NDArray, NDArray]:
         found = [_units(model, anatomy, rows, side, part, autocast, kinds) for part in _parts(chosen[side])]
@@ -85,6 +94,10 @@ def _with_units(rows: sides.Rows, side: str, chosen: list[int], kinds: NDArray[n
     if kinds is None:
         return chosen
     return [i for i in chosen if kinds[list(rows.examples[side][i].classes)].any()]
+
+
+def _types(rows: sides.Rows, side: str, chosen: Mapping[str, Sequence[int]], kinds: NDArray[np.int64]) -> set[int]:
+    return {int(kinds[c]) for i in chosen[side] for c in rows.examples[side][i].classes} - {0}
 
 
 def _by_length(rows: sides.Rows, side: str, chosen: Iterable[int]) -> list[int]:
