@@ -295,7 +295,8 @@ def tuned(out: Path) -> str:
 
 def status(rows: Sequence[Row], missing: Sequence[Planned]) -> str:
     """How much of the study is in the page."""
-    head = f"**Status.** {len(rows)} rows"
+    earlier = sum(r["group"] == "padded" for r in rows)
+    head = f"**Status.** {len(rows) - earlier} rows" + (f", {earlier} more of an earlier engine" if earlier else "")
     if not missing:
         return f"{head}; none is missing."
     procedures = ", ".join(m for m in PROCEDURES)

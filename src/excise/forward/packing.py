@@ -87,11 +87,7 @@ def inputs(packing: Packing, input_ids: Tensor, config: Any, dtype: torch.dtype)
     made = {"input_ids": packing.lay(input_ids), "position_ids": packing.position_ids}
     if config.model_type not in ENCODERS:
         return made
-    if config.model_type not in (
-        "bert",
-        "distilbert",
-        "electra",
-    ):  # RoBERTa and its kin count from the place after padding's
+    if config.model_type in OFFSET:
         made["position_ids"] = packing.position_ids + config.pad_token_id + 1
     mask = packing.apart()
     if config._attn_implementation == "eager":  # adds it to the scores
