@@ -93,6 +93,24 @@ def test_types_are_matched_by_themselves_and_strangers_do_not_count() -> None:
     assert made.counts(**free).tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
+def test_words_outside_of_entities_are_matched_by_themselves() -> None:
+    """O is a kind like a type: of two forgotten O's the less likely goes to where a never-seen one was wrong."""
+    types, outside = both(within="class")
+    logp = torch.tensor([-0.1, -9.0, -0.2, -5.0])
+    classes, kinds = torch.tensor([0, 1, 0, 3]), torch.tensor([0, 1, 1, 2])
+    aim = {"tokens": torch.tensor([-9.0, -3.0, -0.1]), "labels": torch.tensor([1, 0, 0])}
+    own = {"logp": logp, "classes": classes, "among": logp, "among_classes": classes, "kinds": kinds, "target": aim}
+    free = {k: own[k] for k in ("classes", "among_classes", "kinds", "target")}
+    for made, counts, distances in (
+        (types, [0, 1, 0, 0], [0, 0, 0, 0]),
+        (outside, [1, 0, 1, 0], [0, 0, 2.3, 0]),  # -0.2 is the lower of the two and goes to -3: 2.8 less half of delta
+        (term(within="outside"), [1, 0, 1, 0], [0, 0, 2.3, 0]),
+    ):
+        assert made.fn(**own).tolist() == pytest.approx(distances)
+        assert made.counts(**free).tolist() == counts
+    assert [types.name, outside.name] == ["quantile", "quantile_outside"]
+
+
 # --- the population -----------------------------------------------------------------------------------------------
 
 
@@ -229,8 +247,8 @@ def test_never_seen_rows_cost_no_pass_in_a_step() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"level": "word"}, {"within": "class"}, {"delta": 0.0}, {"delta": math.inf}, {"refresh": -1}, {"refresh": 1.5},
-        {"refresh": True}, {"within": "type", "level": "row"},
+        {"level": "word"}, {"within": "tag"}, {"delta": 0.0}, {"delta": math.inf}, {"refresh": -1}, {"refresh": 1.5},
+        {"refresh": True}, {"within": "type", "level": "row"}, {"within": "outside", "level": "row"},
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:

@@ -102,14 +102,19 @@ def test_a_window_survives_a_checkpoint(tmp_path: Path) -> None:
 def rule(folder: Path, model: nn.Module, seen: list[tuple[float, float]], **changes: Any) -> Stopping:
     settings = recipe.Stop(**{"rule": "two_sided", "every": 1, "average": 2, **changes})
     left = iter(seen)
-    return Stopping(model, settings, folder, lambda: next(left))
+    return Stopping(model, settings, folder, lambda step: Check(step, *next(left)))
 
 
 def test_what_is_judged_is_kept_and_gone_back_to(tmp_path: Path) -> None:
     model, judged = nn.Linear(1, 1, bias=False), []
     stop = rule(tmp_path, model, [])
     answers = iter([(0.7, 1.0), (0.5, 1.0), (0.46, 1.0)])
-    stop.look = lambda: (judged.append(model.weight.item()), next(answers))[1]  # type: ignore[func-returns-value]
+
+    def look(step: int) -> Check:
+        judged.append(model.weight.item())
+        return Check(step, *next(answers))
+
+    stop.look = look
     for step in (1, 2, 3):
         nn.init.constant_(model.weight, 10.0 * step)
         stop(step)

@@ -17,7 +17,7 @@ from excise import recipe
 from excise.errors import IntegrityFailed
 from excise.reporting.figures import Figure
 from excise.reporting.stopping import figure
-from excise.stopping import Check, Stopping, admissible, best, clear, due, enough, matched_auc
+from excise.stopping import Check, Stopping, admissible, best, clear, due, enough, matched_auc, matched_gap
 
 RULE = recipe.Stop(rule="two_sided", band=(0.45, 0.55), quality=0.98, every=5, near=0.15, patience=3)
 NUMBERS = st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 2)), min_size=1, max_size=12)
@@ -37,6 +37,31 @@ def test_pairs_of_one_kind_are_counted(forget: list, never: list) -> None:
         assert np.isnan(got)
     else:
         assert got == pytest.approx(sum(s * n for s, n in zip(shares, counts, strict=True)) / sum(counts))
+
+
+@given(forget=NUMBERS, never=NUMBERS)
+def test_gaps_are_of_probabilities_within_a_kind(forget: list, never: list) -> None:
+    """By loops, over log-probabilities of 0 and below."""
+    forget, never = ([(-abs(v), k) for v, k in side] for side in (forget, never))
+    total, count = 0.0, 0
+    for value, kind in forget:
+        others = [np.exp(v) for v, k in never if k == kind]
+        if others:
+            total, count = total + np.exp(value) - sum(others) / len(others), count + 1
+    got = matched_gap(*zip(*forget, strict=True), *zip(*never, strict=True))
+    assert np.isnan(got) if not count else got == pytest.approx(total / count)
+
+
+def test_a_rule_of_gaps_reads_gaps() -> None:
+    rule = replace(RULE, statistic="gap", band=(-0.05, 0.05))
+    away, near, past = Check(1, 0.5, None, 0.3), Check(2, 0.6, 1.0, 0.04), Check(3, 0.5, 1.0, -0.01)
+    assert [admissible(c, rule) for c in (away, near, past)] == [False, True, True]
+    assert best([away, near, past], rule) is past
+    assert (enough([away, near], rule), enough([away, near, past], rule)) == (False, True)
+    assert not admissible(Check(1, 0.5, 1.0), rule)  # a check of a time before gaps were kept
+    far = [Check(10, 0.5, None, 0.3)]
+    assert [s for s in range(11, 21) if due(s, far, rule)] == [15, 20]
+    assert due(11, [Check(10, 0.9, None, 0.0)], rule)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +136,7 @@ def run(folder: Path, seen: list[tuple[float, float]], *, start: int = 0) -> tup
     """A model whose weight is the number of the step, watched after every step."""
     model = nn.Linear(1, 1, bias=False)
     left = iter(seen)
-    rule = Stopping(model, RULE, folder, lambda: next(left))
+    rule = Stopping(model, RULE, folder, lambda step: Check(step, *next(left)))
     rule.begin(start)
     said = []
     for step in range(start + 1, start + len(seen) + 1):
@@ -173,7 +198,7 @@ def test_damaged_weights_are_not_loaded(tmp_path: Path) -> None:
 def test_only_trained_parameters_are_kept(tmp_path: Path) -> None:
     model = nn.Linear(2, 1)
     model.bias.requires_grad_(False)
-    rule = Stopping(model, RULE, tmp_path, lambda: (0.5, 1.0))
+    rule = Stopping(model, RULE, tmp_path, lambda step: Check(step, 0.5, 1.0))
     rule.begin(0)
     assert rule(5)
     before = model.weight.detach().clone()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +21,9 @@ from excise.commands.finetuning import finetune
 from excise.commands.progress import Progress
 from excise.commands.running import run
 from excise.commands.starting import sides
+from excise.commands.starting.sides import Rows
 from excise.errors import InputRefused, NotShown, UsageError
+from excise.tasks.token_classification import ClassExample
 from small_world import rows, write
 
 QUIET = Progress(quiet=True)
@@ -148,7 +151,9 @@ def test_the_rule_counts_entities_of_a_kind(small: Small, tmp_path: Path) -> Non
     assert all(0 <= c["auc"] <= 1 for c in seen["checks"])
 
 
-@pytest.mark.parametrize(("band", "looks"), [([0.0, 1.0], 4), ([0.0, 0.0], 0)], ids=["in the band", "never there"])
+@pytest.mark.parametrize(
+    ("band", "looks"), [([0.0, 1.0], 4), ([0.5 - 1e-9, 0.5], 0)], ids=["in the band", "never there"]
+)
 def test_a_look_reads_nothing_that_decides_nothing(
     band: list[float], looks: int, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +185,55 @@ def test_a_rule_with_nothing_to_compare_is_refused(small: Small, tmp_path: Path)
     stop = {"rule": "two_sided", "calibration": str(write(tmp_path / "plain.jsonl", plain))}
     with pytest.raises(UsageError, match="no entity type of the forgotten rows"):
         run(small.recipe(tmp_path / "run", stop=stop), progress=QUIET)
+
+
+def test_the_rule_may_aim_at_a_gap_of_probabilities(small: Small, tmp_path: Path) -> None:
+    stop = {"rule": "two_sided", "statistic": "gap", "quality": 0.0, "every": 1, "band": [-1.0, 1.0],
+            "calibration": str(small.sides["stopping"])}  # fmt: skip
+    run(small.recipe(tmp_path / "run", stop=stop), progress=QUIET)
+    seen = artifacts.read_manifest(artifacts.RunFolder(tmp_path / "run"))["stopping"]
+    nearest = min(seen["checks"], key=lambda c: abs(c["gap"]))
+    assert (seen["statistic"], seen["kept"]) == ("gap", nearest["step"])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "probability on average" in page
+    with pytest.raises(UsageError, match=r"stop\.band: 0\.45 to 0\.55 leaves out 0, where the two meet"):
+        run(small.recipe(tmp_path / "trap", stop={**stop, "band": [0.45, 0.55]}), progress=QUIET)
+
+
+# --- what entities are compared within ----------------------------------------------------------------------------
+
+_PERSON, _PLACE = 1, 2  # of the classes O, B-person, B-place
+_TYPES = watching._types(np.array([0, _PERSON, _PLACE]))
+
+
+def sentence(*words: tuple[int, int]) -> ClassExample:
+    """Words of one token each, between the special ones."""
+    return ClassExample((101, *(w for w, _ in words), 102), tuple(range(1, len(words) + 1)), tuple(c for _, c in words))
+
+
+def test_words_are_held_against_never_seen_ones_that_are_as_familiar() -> None:
+    """By hand: 7 is a retained person, 8 a retained place, 9 nothing but O there, 11 to 99 are not there."""
+    retain = [sentence((7, 1), (9, 0)), sentence((8, 2))]
+    calibration = [sentence((7, 1)), sentence((8, 1)), sentence((11, 1)), sentence((12, 2))] * watching.LEAST
+    forget = sentence((7, 1), (8, 1), (9, 1), (7, 0), (13, 1), (14, 2))
+    given = {"retain": retain, "calibration": calibration, "forget": [forget]}
+    every = {side: list(range(len(own))) for side, own in given.items()}
+
+    def kinds(given: dict[str, list[ClassExample]], every: dict[str, list[int]]) -> list[int]:
+        return watching._familiar(Rows(given, 0, "token_classification"), every, _TYPES)(forget)
+
+    same, other, novel = (3 * _PERSON + i for i in range(3))
+    assert kinds(given, every) == [same, other, other, 0, novel, 3 * _PLACE + 2]
+    fewer = {**every, "calibration": every["calibration"][1:]}  # one retained person fewer: too few, so all of the type
+    assert kinds(given, fewer) == [same, same, same, 0, same, 3 * _PLACE + 2]
+
+
+def test_a_word_is_all_of_its_tokens() -> None:
+    """Two words that begin alike are two; the special token at the end is no part of the last."""
+    example = ClassExample((101, 5, 6, 5, 102), (1, 3), (1, 1))
+    assert watching._words(example) == [(5, 6), (5,)]
+    assert watching._words(ClassExample((5,), (0,), (1,))) == [(5,)]  # a tokenizer without special tokens
+    assert watching._words(ClassExample((101, 102), (), ())) == []
 
 
 def test_texts_have_one_class(small: Small, tmp_path: Path) -> None:

@@ -10,6 +10,10 @@ Changes = dict[str, Any]
 _CUT = "objective.regularise.deepcut."
 _ANCHOR = "objective.retain.anchor"
 RATES = [5e-5, 2e-4]
+_MATCHED: Changes = {
+    "objective.forget": {"quantile": {"within": "type", "level": "token", "refresh": 16, "weight": 1.0}},
+    "objective.regularise": {},
+}
 
 
 @dataclass(frozen=True)
@@ -34,26 +38,31 @@ METHODS: dict[str, Method] = {
     "bad-teacher": Method("bad-teacher", _grid("objective.forget.bad_teacher.weight", (1.0, 5.0), (5e-5, 2e-4))),
     # What is forgotten is a term of the study's own (`kga`); it has a stop of its own too.
     "kga": Method("bad-teacher", _grid("objective.forget.kga:kga.weight", (1.0, 5.0)), {"stop.rule": "none"}),
-    # Ours: to where never-seen tokens of the same type lie (`splits.sides` says which those are).
-    "matching": Method("gold-like-ner", _grid("objective.forget.quantile.weight", (0.3, 1.0))),
+    # Ours: DeepCUT, and words outside of entities to where those of never-seen sentences lie (`splits.sides` says which).
+    "gold-like": Method(
+        "gold-like-ner",
+        [{_CUT + "weight": cut, "objective.forget.quantile.weight": w} for cut in (0.03, 0.1) for w in (1.0, 3.0)],
+    ),
+    # Ours: no contrast, entity tokens to where never-seen ones of their type lie.
+    "matching": Method("deepcut", _grid("objective.forget.quantile.weight", (0.3, 1.0)), _MATCHED),
     # Ours: the same, with the states of retained and of never-seen sentences held where they were.
     "anchored": Method(
-        "gold-like-ner",
+        "deepcut",
         [{f"{_ANCHOR}.weight": w} for w in (0.1, 0.3, 1.0, 3.0)],
-        {_ANCHOR: {"sides": ["retain", "never_seen"], "layers": 2}},
+        {**_MATCHED, _ANCHOR: {"sides": ["retain", "never_seen"], "layers": 2}},
     ),
     "naive": Method("naive", [{"optimiser.lr": lr} for lr in (5e-5, 1e-4, 2e-4, 5e-4)]),
 }
 #: What has a procedure of its own and is not tuned.
 PROCEDURES = ("retrain", "sisa")
 MAIN = (
-    "deepcut", "reverse-gradient", "matching", "relabel", "retrain", "deepcut-full", "random-labels", "bad-teacher",
+    "gold-like", "deepcut", "reverse-gradient", "matching", "relabel", "retrain", "deepcut-full", "random-labels", "bad-teacher",
     "naive",
 )  # fmt: skip
 #: What is compared on further draws, seeds and data.
-COMPARED = ("deepcut", "reverse-gradient", "matching", "relabel")
+COMPARED = ("gold-like", "deepcut", "reverse-gradient", "matching", "relabel")
 #: What reads never-seen rows while it trains: it takes half of the stopping rule's, and is stopped by the others.
-AIMED = ("matching", "anchored")
+AIMED = ("gold-like", "matching", "anchored")
 DRAWS = 10
 #: The recipe's own values of what is tuned.
 AS_SHIPPED: Changes = {}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +19,19 @@ from excise.commands import folders
 from excise.commands.starting import sides
 from excise.commands.starting.sides import CALIBRATION, WATCH
 from excise.errors import UsageError
-from excise.forward import Anatomy, Step, labels, token_logp, token_rows
+from excise.forward import Anatomy, Step, token_logp, token_rows
 from excise.metrics.measure import evaluating
-from excise.stopping import Stopping, inside, matched_auc
+from excise.stopping import Check, Stopping, inside, matched_auc, matched_gap
+from excise.tasks.token_classification import ClassExample
 
 BATCH = 32
 SIDES = ("forget", CALIBRATION, WATCH)
+#: Where forgotten and never-seen rows meet.
+_MET = {"auc": 0.5, "gap": 0.0}
+#: Never-seen tokens that each part of a type must have, for the type to be taken apart.
+LEAST = 5
+#: What the units of a row are compared within, 0 for labels that are none (O).
+KindsOf = Callable[[Any], list[int]]
 
 
 def stopping(
@@ -47,15 +57,24 @@ def stopping(
     Raises:
         UsageError: No type is among the forgotten entities and among those that they would be held against.
     """
-    chosen = {side: _with_units(rows, side, _sample(rows, side, settings), kinds) for side in SIDES}
-    if kinds is not None and not _types(rows, "forget", chosen, kinds) & _types(rows, CALIBRATION, chosen, kinds):
+    low, high = settings.stop.band
+    if not low <= _MET[settings.stop.statistic] <= high:
+        raise UsageError(
+            f"stop.band: {low:g} to {high:g} leaves out {_MET[settings.stop.statistic]:g}, where the two meet by "
+            f"stop.statistic {settings.stop.statistic}: give a band around it"
+        )
+    of = None if kinds is None else _types(kinds)
+    chosen = {side: _with_units(rows, side, _sample(rows, side, settings), of) for side in SIDES}
+    if of is not None and not _shared(rows, chosen, of):
         raise UsageError(
             "stop.rule: two_sided has nothing to compare: no entity type of the forgotten rows is among the rows set "
             "aside for it: give data.never_seen or stop.calibration such rows, or set stop.rule: none"
         )
+    if of is not None and rows.task == "token_classification":
+        of = _familiar(rows, chosen, of)
 
     def units(side: str) -> tuple[NDArray, NDArray]:
-        found = [_units(model, anatomy, rows, side, part, autocast, kinds) for part in _parts(chosen[side])]
+        found = [_units(model, anatomy, rows, side, part, autocast, of) for part in _parts(chosen[side])]
         if not found:
             return np.empty(0), np.empty(0, np.int64)
         return np.concatenate([v for v, _ in found]), np.concatenate([k for _, k in found])
@@ -63,12 +82,13 @@ def stopping(
     with evaluating(model):
         before = float(np.exp(units(WATCH)[0]).mean())
 
-    def look() -> tuple[float, float | None]:
+    def look(step: int) -> Check:
         with evaluating(model):
-            statistic = matched_auc(*units("forget"), *units(CALIBRATION))
-            if not inside(statistic, settings.stop):
-                return statistic, None
-            return statistic, float(np.exp(units(WATCH)[0]).mean()) / max(before, 1e-12)
+            both = (*units("forget"), *units(CALIBRATION))
+            seen = Check(step, matched_auc(*both), None, matched_gap(*both))
+            if not inside(seen, settings.stop):
+                return seen
+            return replace(seen, quality=float(np.exp(units(WATCH)[0]).mean()) / max(before, 1e-12))
 
     return Stopping(model, settings.stop, folder, look, writes=folders.main_rank())
 
@@ -89,15 +109,61 @@ def _sample(rows: sides.Rows, side: str, settings: recipe.Recipe) -> list[int]:
     return _by_length(rows, side, order[: settings.stop.rows])
 
 
-def _with_units(rows: sides.Rows, side: str, chosen: list[int], kinds: NDArray[np.int64] | None) -> list[int]:
+def _with_units(rows: sides.Rows, side: str, chosen: list[int], of: KindsOf | None) -> list[int]:
     """Those that have a unit: a sentence without entities is read by nobody (a quarter of WNUT17's are)."""
-    if kinds is None:
-        return chosen
-    return [i for i in chosen if kinds[list(rows.examples[side][i].classes)].any()]
+    return chosen if of is None else [i for i in chosen if any(of(rows.examples[side][i]))]
 
 
-def _types(rows: sides.Rows, side: str, chosen: Mapping[str, Sequence[int]], kinds: NDArray[np.int64]) -> set[int]:
-    return {int(kinds[c]) for i in chosen[side] for c in rows.examples[side][i].classes} - {0}
+# --- what a tagger's units are compared within --------------------------------------------------------------------
+
+
+def _types(kinds: NDArray[np.int64]) -> KindsOf:
+    return lambda example: [int(kinds[c]) for c in example.classes]
+
+
+def _counts(rows: sides.Rows, side: str, chosen: Mapping[str, Sequence[int]], of: KindsOf) -> Counter[int]:
+    """How many units of each kind a side has."""
+    return Counter(k for i in chosen[side] for k in of(rows.examples[side][i]) if k)
+
+
+def _shared(rows: sides.Rows, chosen: Mapping[str, Sequence[int]], of: KindsOf) -> set[int]:
+    return set(_counts(rows, "forget", chosen, of)) & set(_counts(rows, CALIBRATION, chosen, of))
+
+
+def _familiar(rows: sides.Rows, chosen: Mapping[str, Sequence[int]], types: KindsOf) -> KindsOf:
+    """Types, each taken apart by what the retained rows say of the word: it is one of this type, another, or not there.
+
+    A model that never saw the forgotten rows still knows the words that the retained ones hold: never-seen words are
+    fair company only for forgotten ones of the same standing. A type that has too few never-seen words of a standing
+    stays whole.
+
+    Source: ours; poststratification.
+    """
+    known: dict[tuple[int, ...], set[int]] = {}
+    for example in rows.examples["retain"]:
+        for word, kind in zip(_words(example), types(example), strict=True):
+            known.setdefault(word, set()).add(kind)
+
+    def apart(example: ClassExample) -> list[int]:
+        return [kind and 3 * kind + _standing(kind, known.get(word))
+                for word, kind in zip(_words(example), types(example), strict=True)]  # fmt: skip
+
+    own, others = (_counts(rows, side, chosen, apart) for side in ("forget", CALIBRATION))
+    whole = {part // 3 for part in own if others[part] < LEAST}
+    return lambda example: [3 * (k // 3) if k // 3 in whole else k for k in apart(example)]
+
+
+def _standing(kind: int, known: set[int] | None) -> int:
+    return 2 if known is None else 0 if kind in known else 1
+
+
+def _words(example: ClassExample) -> list[tuple[int, ...]]:
+    """The tokens of each word with a label: up to the next, the last without the special token at the end."""
+    ends = (*example.places[1:], max(len(example.input_ids) - 1, example.places[-1] + 1)) if example.places else ()
+    return [example.input_ids[a:b] for a, b in zip(example.places, ends, strict=True)]
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
 
 
 def _by_length(rows: sides.Rows, side: str, chosen: Iterable[int]) -> list[int]:
@@ -115,17 +181,17 @@ def _units(
     side: str,
     part: list[int],
     autocast: Callable,
-    kinds: NDArray[np.int64] | None,
+    of: KindsOf | None,
 ) -> tuple[NDArray, NDArray]:
     """Log-likelihood and kind of each unit: the mean over a row's answer, or each token of an entity."""
     batch = rows.batch(side, part).to(next(model.parameters()).device)
-    needs = [token_logp(side), token_rows(side), labels(side)]
+    needs = [token_logp(side), token_rows(side)]
     with autocast():
         made = Step(model, anatomy, {side: batch}).run(needs)
-    logp, owner, classes = (made[p].float().cpu() if p is needs[0] else made[p].cpu() for p in needs)
-    if kinds is None:
+    logp, owner = made[needs[0]].float().cpu(), made[needs[1]].cpu()
+    if of is None:
         total = torch.zeros(len(part)).index_add(0, owner, logp)
         mean = total / torch.bincount(owner, minlength=len(part)).clamp_min(1)
         return mean.double().numpy(), np.zeros(len(part), np.int64)
-    kind = kinds[classes.numpy()]
+    kind = np.array([k for i in part for k in of(rows.examples[side][i])], np.int64)
     return logp.double().numpy()[kind > 0], kind[kind > 0]

@@ -5,9 +5,9 @@ Pure functions and a factory; conventions as in `forget`. What never-seen rows a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from excise.errors import UsageError
 from excise.forward import among, constant, label_count, labels, population, seq_logp, token_logp
 from excise.objectives.arithmetic import above_zero, one_of, upcast, whole
 from excise.objectives.term import Term, Weight
+from excise.objectives.value import Wiring
 
 Population = Mapping[str, Tensor]
 
@@ -131,8 +132,19 @@ def type_counts(classes: Tensor, kinds: Tensor, target: Population) -> Tensor:
     return ((own > 0) & torch.isin(own, kinds[target["labels"]])).float()
 
 
-def _types_count(classes: Tensor, among_classes: Tensor, kinds: Tensor, target: Population) -> Tensor:
-    return type_counts(classes, kinds, target)
+def _kinds(types: Tensor, *, outside: bool) -> Tensor:
+    """``[C]`` what the label of each class is matched within, 0 for none: its type, or all of O together."""
+    return (types == 0).long() if outside else types
+
+
+def _of_kinds(*, kinds: Tensor, of: Callable[[Tensor], Tensor], **given: Any) -> Tensor:
+    return quantile_types(kinds=of(kinds), **given)
+
+
+def _kinds_count(
+    classes: Tensor, among_classes: Tensor, kinds: Tensor, target: Population, *, of: Callable[[Tensor], Tensor]
+) -> Tensor:
+    return type_counts(classes, of(kinds), target)
 
 
 def _likelihoods(logp: Tensor, target: Population, **_: Tensor) -> dict[str, Tensor]:
@@ -142,7 +154,7 @@ def _likelihoods(logp: Tensor, target: Population, **_: Tensor) -> dict[str, Ten
 
 def quantile(
     level: Literal["both", "token", "row"] = "both",
-    within: Literal["all", "type"] = "all",
+    within: Literal["all", "type", "outside", "class"] = "all",
     delta: float = 1.0,
     refresh: int = 0,
     refresh_rows: int = 0,
@@ -155,8 +167,10 @@ def quantile(
 
     Args:
         level: Match label ``"token"`` by token, the means of each ``"row"``, or ``"both"``.
-        within: ``"all"`` tokens together, or for taggers each entity ``"type"`` by itself, tokens outside of entities
-            left out; rows are then not matched.
+        within: ``"all"`` tokens together; or for taggers, where rows are not matched, each entity ``"type"`` by itself,
+            the words ``"outside"`` of entities, or both (``"class"``: two terms). A tagger that never saw a sentence
+            takes some of its words for entities; one that was made to forget its entities alone never does, which
+            tells that it has seen it.
         delta: Distance in nats up to which the loss is quadratic; beyond it every token pulls alike.
         refresh: Look at the never-seen rows again after every so many steps; 0 keeps what they were at the start.
             Unlearning makes them less likely too, and the aim with them.
@@ -175,25 +189,19 @@ def quantile(
         ['quantile', 'quantile_rows']
     """
     one_of("quantile", "level", level, ("both", "token", "row"))
-    one_of("quantile", "within", within, ("all", "type"))
+    one_of("quantile", "within", within, ("all", "type", "outside", "class"))
     above_zero("quantile", "delta", delta)
     every = whole("quantile", "refresh", refresh)
     few = whole("quantile", "refresh_rows", refresh_rows, "rows, or 0 for all")
-    if within == "type" and level == "row":
-        raise UsageError("quantile: option 'within' is 'type', which has no rows to match: use level token")
+    if within != "all" and level == "row":
+        raise UsageError(f"quantile: option 'within' is '{within}', which has no rows to match: use level token")
     target = population("likelihood", "never_seen", every=every, rows=few)
     tokens = {"logp": token_logp("forget"), "among": among(token_logp("forget")), "target": target}
-    if within == "type":
-        more = {
-            "classes": labels("forget"),
-            "among_classes": among(labels("forget")),
-            "kinds": constant("class_map/type"),
-        }
-        return Term(
-            "quantile", partial(quantile_types, delta=delta), {**tokens, **more}, over="forget", per="token",
-            weight=weight, batch_coupled=True, gathered=frozenset({"among", "among_classes"}), monitor=_likelihoods,
-            counts=_types_count,
-        )  # fmt: skip
+    if within != "all":
+        own = partial(_of_tags, tokens, delta=delta, weight=weight)
+        if within == "class":
+            return own("quantile", outside=False), own("quantile_outside", outside=True)
+        return own("quantile", outside=within == "outside")
     by_token = Term(
         "quantile", partial(quantile_tokens, delta=delta), tokens, over="forget", per="token", weight=weight,
         batch_coupled=True, gathered=frozenset({"among"}), monitor=_likelihoods,
@@ -212,3 +220,14 @@ def quantile(
     if level == "both":
         return by_token, by_row
     return by_token if level == "token" else by_row
+
+
+def _of_tags(tokens: Wiring, name: str, *, outside: bool, delta: float, weight: Weight) -> Term:
+    """The term of a tagger: tokens of each type by themselves, or those outside of entities."""
+    more = {"classes": labels("forget"), "among_classes": among(labels("forget")), "kinds": constant("class_map/type")}
+    kinds = partial(_kinds, outside=outside)
+    return Term(
+        name, partial(_of_kinds, of=kinds, delta=delta), {**tokens, **more}, over="forget", per="token",
+        weight=weight, batch_coupled=True, gathered=frozenset({"among", "among_classes"}), monitor=_likelihoods,
+        counts=partial(_kinds_count, of=kinds),
+    )  # fmt: skip

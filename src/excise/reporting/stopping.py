@@ -18,6 +18,14 @@ NOTHING_KEPT = (
     "The stopping rule found no weights to keep: after no step did the forgotten rows look like never-seen ones while "
     "the retained were good enough. The weights are those of the last step, and this run is no success."
 )
+#: Statistic of the rule -> what its axis is called, what it is.
+_SAID = {
+    "auc": ("share of pairs", "how often a forgotten row is likelier than a never-seen one of its kind; a half"),
+    "gap": (
+        "probability",
+        "by how much probability on average a forgotten row is likelier than never-seen ones of its kind; zero",
+    ),
+}
 _SEEN, _KEPT = Look("s-0", "o"), Look("s-1", "^")
 
 
@@ -36,7 +44,9 @@ def figure(stopping: Any) -> Figure | None:
     low, high = (*map(float, as_list(given.get("band"))), 0.0, 1.0)[:2]
     least = float(given.get("quality") or 0.0)
     judged = [c for c in checks if c["quality"] is not None]  # outside the band the retained are not looked at
-    panels, second = [_panel("forgotten beside never-seen", "auc", "share of pairs", checks, kept, (low, high))], ""
+    name = "gap" if given.get("statistic") == "gap" else "auc"
+    axis, said = _SAID[name]
+    panels, second = [_panel("forgotten beside never-seen", name, axis, checks, kept, (low, high))], ""
     if judged:
         panels.append(_panel("the retained", "quality", "share of the original's", judged, kept, (least, None)))
         second = (
@@ -47,8 +57,8 @@ def figure(stopping: Any) -> Figure | None:
     return Figure(
         "stopping",
         "When it stopped",
-        "First: how often a forgotten row is likelier than a never-seen one of its kind; a half is where a model that "
-        f"never saw either would be. {second}The rule reads rows that nothing else here is measured on. {ended}",
+        f"First: {said} is where a model that never saw either would be. {second}The rule "
+        f"reads rows that nothing else here is measured on. {ended}",
         tuple(panels),
         (
             Key(key_mark(_SEEN, line=True), "after a step"),
