@@ -7,6 +7,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ METHODS = {
     "rmu": ("rmu", "rmu_retain"), "ihl": ("ihl", "nll"), "wga": ("wga", "nll"), "satimp": ("satimp", "nll"),
     "ce-u": ("ceu", None), "reverse-gradient": ("ga", "nll"), "relabel": ("relabel", "nll"),
     "random-labels": ("relabel", "nll"), "bad-teacher": ("bad_teacher", "kl"),
-    "gold-like-ner": ("quantile", "nll"),
 }  # fmt: skip
 #: Where a value may come from.
 SOURCE = re.compile(r"\b(paper|code|ours|hub)\b")
@@ -150,6 +150,15 @@ def test_a_method_is_complete_and_stands_alone(name: str) -> None:
     assert set(written) == {"forget", "retain", "regularise"}
     assert {forget} <= set(FORGET)
     assert not retain or {retain} <= set(RETAIN)
+
+
+def test_the_recipe_for_taggers_adds_one_term_to_deepcut() -> None:
+    plain, more = recipe.load("deepcut"), recipe.load("gold-like-ner")
+    assert (plain.objective.forget, list(more.objective.forget)) == ({}, ["quantile"])
+    assert more.objective.forget["quantile"]["within"] == "outside"
+    same = replace(more, objective=plain.objective, tune=plain.tune)
+    assert same == plain
+    assert (more.objective.retain, more.objective.regularise) == (plain.objective.retain, plain.objective.regularise)
 
 
 def test_every_forget_loss_has_a_recipe() -> None:

@@ -36,6 +36,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "relabel": {"forget": {"relabel": {}}}, "random labels": {"forget": {"relabel": {"to": "random"}}},
     "bad teacher": {"forget": {"bad_teacher": {}}, "retain": {"kl": {}}},
     "deepcut": {"regularise": {"deepcut": {}}}, "deepcut full": {"regularise": {"deepcut": {"form": "full"}}},
+    "quantile": {"forget": {"quantile": {"within": "class"}}, "regularise": {"deepcut": {}}},
     "one view": {"regularise": {"deepcut": {"views": 1}}}, "clreg": {"regularise": {"clreg": {}}},
 }  # fmt: skip
 

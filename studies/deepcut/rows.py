@@ -38,7 +38,7 @@ METHODS: dict[str, Method] = {
     "bad-teacher": Method("bad-teacher", _grid("objective.forget.bad_teacher.weight", (1.0, 5.0), (5e-5, 2e-4))),
     # What is forgotten is a term of the study's own (`kga`); it has a stop of its own too.
     "kga": Method("bad-teacher", _grid("objective.forget.kga:kga.weight", (1.0, 5.0)), {"stop.rule": "none"}),
-    # Ours: DeepCUT, and words outside of entities to where those of never-seen sentences lie (`splits.sides` says which).
+    # Ours: DeepCUT, and words outside of entities to where those of never-seen sentences lie (see `splits.sides`).
     "gold-like": Method(
         "gold-like-ner",
         [{_CUT + "weight": cut, "objective.forget.quantile.weight": w} for cut in (0.03, 0.1) for w in (1.0, 3.0)],
@@ -56,8 +56,8 @@ METHODS: dict[str, Method] = {
 #: What has a procedure of its own and is not tuned.
 PROCEDURES = ("retrain", "sisa")
 MAIN = (
-    "gold-like", "deepcut", "reverse-gradient", "matching", "relabel", "retrain", "deepcut-full", "random-labels", "bad-teacher",
-    "naive",
+    "gold-like", "deepcut", "reverse-gradient", "matching", "relabel", "retrain", "deepcut-full", "random-labels",
+    "bad-teacher", "naive",
 )  # fmt: skip
 #: What is compared on further draws, seeds and data.
 COMPARED = ("gold-like", "deepcut", "reverse-gradient", "matching", "relabel")
