@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import excise
 import small_world
 from excise import artifacts, cli, files, recipe
 from excise.commands.progress import Progress
+from excise.errors import NotShown
 from excise.metrics.catalogue import METRICS, find
 from excise.metrics.table import load as load_table
 from small_world import SmallWorld
@@ -418,3 +420,28 @@ def test_the_demo_forgets_and_keeps(tmp_path: Path) -> None:
     assert demo_gates.failures(out) == []
     assert peak < 2.5e9
     assert seconds < 180
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_demo_of_taggers_keeps_something(seed: int, tmp_path: Path) -> None:
+    """In two worlds its rule finds weights to keep, near the gold and with all that it should keep."""
+    out = tmp_path / "demo"
+    made = _excise("demo", "--task", "ner", "--seed", str(seed), "--out", out, seconds=400)
+    assert made.returncode == 0, made.stderr
+    results = artifacts.read_results(artifacts.RunFolder(out))
+    original, gold, unlearned = ("original", "gold", "unlearned")
+    f1 = {m: {s: results.number(m, f"{s}_f1").value for s in ("forget", "retain", "test")} for m in results.models}
+    assert abs(f1[unlearned]["forget"] - f1[gold]["forget"]) < 0.2 < f1[original]["forget"] - f1[gold]["forget"]
+    assert f1[unlearned]["retain"] >= 0.98 * f1[original]["retain"]
+    assert f1[unlearned]["test"] > f1[gold]["test"] - 0.08
+
+
+def test_a_demo_that_kept_nothing_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its report is there, and says so; the command says it too."""
+    load, whole = recipe.load, recipe.load("demo-ner")
+    strict = replace(whole, stop=replace(whole.stop, quality=2.0), schedule=replace(whole.schedule, epochs=1))
+    monkeypatch.setattr(recipe, "load", lambda name, *given: strict if name == "demo-ner" else load(name, *given))
+    with pytest.raises(NotShown, match="after no step did the forgotten rows"):
+        excise.demo(tmp_path / "demo", task="ner", quick=True, progress=Progress(quiet=True))
+    assert "no success" in (tmp_path / "demo" / "report.html").read_text()

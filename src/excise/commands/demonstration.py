@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from excise import artifacts, files, models, recipe, reporting, world, world_tagged
-from excise.commands import finetuning, folders, training
+from excise.commands import finetuning, folders, running, training
 from excise.commands.measuring import evaluation, writing
 from excise.commands.measuring.measured import Measured
 from excise.commands.progress import Progress
@@ -78,6 +78,7 @@ def demo(
 
     Raises:
         UsageError: An unknown task, or a folder that holds something else.
+        NotShown: The stopping rule found nothing to keep; the report says what was seen.
 
     Example:
         >>> demo("excise-demo")  # doctest: +SKIP
@@ -111,7 +112,9 @@ def demo(
     kept = ("checkpoints", *trained, kind.beside, "data", "tokenizer")
     artifacts.write_manifest(run, record | {"status": "done", "files": artifacts.hash_files(run, leave_out=kept)})
     with progress.stage("report"):
-        return reporting.build(run.root)
+        report = reporting.build(run.root)
+    running.refuse_inadmissible(run)
+    return report
 
 
 def _fresh(folder: Path) -> Path:

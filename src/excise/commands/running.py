@@ -47,7 +47,7 @@ def run(
     folder, done = folders.standing(settings, resume=resume)
     if done:
         report = folder.report if folder.report.is_file() else reporting.build(folder.root)
-        _refuse_inadmissible(folder)
+        refuse_inadmissible(folder)
         return report
     given = sides.of(settings)
     matching.match(settings, given, progress)
@@ -75,11 +75,11 @@ def run(
         artifacts.write_manifest(folder, training.manifest(prepared, "done", extra))
         with progress.stage("report"):
             report = reporting.build(folder.root)
-    _refuse_inadmissible(folder)
+    refuse_inadmissible(folder)
     return report
 
 
-def _refuse_inadmissible(folder: artifacts.RunFolder) -> None:
+def refuse_inadmissible(folder: artifacts.RunFolder) -> None:
     """Do not call a run done whose stopping rule found nothing to keep; its folder and report say what was seen."""
     seen = artifacts.read_manifest(folder).get("stopping")
     if seen is not None and seen["kept"] is None:
