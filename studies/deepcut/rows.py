@@ -61,8 +61,10 @@ MAIN = (
 )  # fmt: skip
 #: What is compared on further draws, seeds and data.
 COMPARED = ("gold-like", "deepcut", "reverse-gradient", "matching", "relabel")
-#: What reads never-seen rows while it trains: it takes half of the stopping rule's, and is stopped by the others.
-AIMED = ("gold-like", "matching", "anchored")
+#: What aims at never-seen rows while it trains: it takes half of the stopping rule's, and is stopped by the others.
+AIMED = ("matching", "anchored")
+#: What reads of them how likely words outside of entities are, of which the rule reads nothing: it shares the rule's.
+SHARED = ("gold-like",)
 DRAWS = 10
 #: The recipe's own values of what is tuned.
 AS_SHIPPED: Changes = {}

@@ -133,6 +133,8 @@ class Study:
         if method in listed.AIMED:
             whole["data.never_seen_training"] = str(self.file(data, "", "aimed_at"))
             whole["stop.calibration"] = str(self.file(data, "", "judged_by"))
+        if method in listed.SHARED:
+            whole["data.never_seen_training"] = whole["stop.calibration"]
         if method == "kga":
             whole["objective.forget"] = {"kga:kga": self.gaps(data, split)[0]}
         return recipe.changed(own, {**whole, **METHODS[method].changes, **changes})
