@@ -176,6 +176,20 @@ def test_membership_reads_the_loss() -> None:
     assert found["forget_probability"]["value"] == pytest.approx(sum(tokens) / len(tokens))
 
 
+def test_words_outside_of_entities_are_counted_by_themselves() -> None:
+    """By a loop; over all of them, not over sentences."""
+    tables = {"forget": table(seed=3), "never_seen": table("never_seen", 15, seed=4), "retain": table("retain", seed=5)}
+    found = class_scores.score(tables).values
+    for side in ("forget", "never_seen"):
+        columns = tables[side].columns
+        pairs = zip(columns["gold_class"], columns["predicted_class"], strict=True)
+        own = [predicted == 0 for gold, predicted in pairs if gold == 0]
+        entry = found[f"{side}_outside_accuracy"]
+        assert entry["value"] == pytest.approx(sum(own) / len(own))
+        assert 0 < entry["low"] <= entry["value"] <= entry["high"] <= 1
+    assert "retain_outside_accuracy" not in found
+
+
 def test_what_cannot_be_shown_says_why() -> None:
     found = class_scores.score({"forget": table(), "news": table("news", 5)})
     assert "news_f1" in found.values

@@ -97,6 +97,11 @@ _ENTITY_ATTACK = Metric(
     "How well an outsider tells forgotten rows from rows never trained on, by how likely the model finds the tags of "
     "their entities alone. Either side of the gold gives them away.", _AUC, "gold",
     "Yeom et al., arXiv:1709.01604", _MEMBER, against_gold=_ABOVE)  # fmt: skip
+_FALSE_ALARMS = (
+    "outside_accuracy",
+    "Words outside entities that are left alone",
+    "Share of the words outside of entities that the model takes for none,",
+)
 _OUTSIDE = Metric(
     "outside_cosine", "Nearness to words outside entities",
     "How near a forgotten vector lies to the middle of the vectors of words that are no entity: 1 is the same "
@@ -111,6 +116,7 @@ _RELEARNED_F1 = Metric(
 def _tags() -> dict[str, Metric]:
     out = {f"{side}_f1": _score(side, *_F1, _SEQEVAL) for side in SIDES}
     out |= {f"{side}_f1_gap": _gap(side, "f1", _F1[1]) for side in ("forget", "test")}
+    out |= {f"{side}_outside_accuracy": _score(side, *_FALSE_ALARMS, "ours") for side in _FORGETTING}
     out |= _both("the right tags of the entities")
     return out | {m.name: m for m in (_ENTITY_ATTACK, _OUTSIDE, _RELEARNED_F1)}
 

@@ -101,7 +101,21 @@ def _macro(table: Table, draws: Floats) -> Score:
     return value, entities.macro_f1(*(part @ draws.T for part in parts))
 
 
-_SCORES: dict[str, Callable[[Table, Floats], Score]] = {"f1": _f1, "accuracy": _accuracy, "macro_f1": _macro}
+def _outside(table: Table, draws: Floats) -> Score:
+    """Share of the words outside of entities that are taken for none: a model that never saw them errs on some."""
+    outside = ~entity_tokens(table)
+    owner = np.repeat(table.columns["row"], table.lengths)[outside]
+    right = np.bincount(owner, weights=table.columns["hit"][outside], minlength=table.rows)
+    number = np.bincount(owner, minlength=table.rows).astype(np.float64)
+    if not number.sum():
+        raise NotShown("there are no words outside of entities")
+    drawn = np.divide(draws @ right, draws @ number, out=np.full(len(draws), np.nan), where=draws @ number > 0)
+    return float(right.sum() / number.sum()), drawn
+
+
+_SCORES: dict[str, Callable[[Table, Floats], Score]] = {
+    "f1": _f1, "accuracy": _accuracy, "macro_f1": _macro, "outside_accuracy": _outside,
+}  # fmt: skip
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
@@ -174,6 +188,8 @@ def _wanted(tables: Mapping[str, Table], task: str) -> dict[str, Callable[[Bench
     for side, table in tables.items():
         for kind in kinds:
             wanted[f"{side}_{kind}"] = partial(_side_score, side=side, kind=kind)
+        if task == "token_classification" and side in ("forget", "never_seen"):
+            wanted[f"{side}_outside_accuracy"] = partial(_side_score, side=side, kind="outside_accuracy")
         of = entities.scheme(table.classes) if task == "token_classification" else None
         present = np.unique(of.type_of[table.columns["gold_class"]]) if of else ()
         for i in present:
