@@ -19,7 +19,7 @@ KEY_NUMBERS = (
 
 _KEYS = {
     "token_classification": (
-        "forget_f1", "forget_f1_gap", "retain_f1", "test_f1", "never_seen_f1", "entity_membership_auc", "privleak",
+        "forget_f1", "forget_f1_gap", "forget_outside_accuracy", "retain_f1", "test_f1", "never_seen_f1", "entity_membership_auc", "privleak",
         "latent_membership_auc", "same_class_neighbours", "relearned_probability",
     ),
     "sequence_classification": (
