@@ -25,6 +25,7 @@ ORDER = [*(m for m in METHODS if m not in ("kga", "naive")), "kga", "sisa", "nai
 #: Column -> metric of a tagger; each is read beside the gold's.
 COLUMNS = {
     "forget F1": "forget_f1",
+    "words outside": "forget_outside_accuracy",
     "retain F1": "retain_f1",
     "never-seen F1": "never_seen_f1",
     "test F1": "test_f1",
@@ -42,6 +43,8 @@ OF_TEXTS = {
     "membership AUC": "membership_auc",
     "latent AUC": "latent_membership_auc",
 }
+#: Rows of engines before: rows of sentences padded, and a stopping rule by ranks.
+EARLIER = ("padded", "ranks")
 GROUPS = {
     "GAMMA": "gamma", "TAU": "tau", "DROPOUT": "dropout", "ENCODER": "encoder", "GRANULARITY": "granularity",
     "COMPOSITION": "composition", "EDGE": "edge",
@@ -63,6 +66,7 @@ def write(rows: Sequence[Row], out: Path, *, docs: bool, missing: Sequence[Plann
         "END": "",
         "GAPS": gaps(main),
         "PADDED": gaps([r for r in rows if r["group"] == "padded"]),
+        "RANKS": gaps([r for r in rows if r["group"] == "ranks"]),
         "SHIPPED": shipped([r for r in rows if r["group"] == "shipped"]),
         "NEARER": comparisons(main),
         "COSTS": costs(main),
@@ -241,7 +245,8 @@ def shipped(rows: Sequence[Row]) -> str:
         own, what = _points(pooled.gap([Path(row["folder"])])), _what(row["split"])
         original, now = value(row, "retain_f1", "original"), value(row, "retain_f1")
         share = f"{now / original:.3f}" if now is not None and original else "not shown"
-        for role, name in (("original", "**original**"), ("gold", "**gold**"), ("unlearned", "DeepCUT as shipped")):
+        now_is = f"{_title(row['method'])} as shipped"
+        for role, name in (("original", "**original**"), ("gold", "**gold**"), ("unlearned", now_is)):
             mine = [own, share] if role == "unlearned" else ["", ""]
             body.append([what, name, *mine, *_cells([row], COLUMNS, role)])
     head = ["forgotten", "model", "forget F1 - gold's", "retain F1 / original's", *COLUMNS]
@@ -295,8 +300,8 @@ def tuned(out: Path) -> str:
 
 def status(rows: Sequence[Row], missing: Sequence[Planned]) -> str:
     """How much of the study is in the page."""
-    earlier = sum(r["group"] == "padded" for r in rows)
-    head = f"**Status.** {len(rows) - earlier} rows" + (f", {earlier} more of an earlier engine" if earlier else "")
+    earlier = sum(r["group"] in EARLIER for r in rows)
+    head = f"**Status.** {len(rows) - earlier} rows" + (f", {earlier} more of earlier engines" if earlier else "")
     if not missing:
         return f"{head}; none is missing."
     procedures = ", ".join(m for m in PROCEDURES)

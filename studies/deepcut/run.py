@@ -33,6 +33,8 @@ import page
 from excise import artifacts
 from excise.artifacts import RunFolder
 from excise.errors import TrainingStopped
+from excise.metrics import class_scores
+from excise.metrics.table import load as load_table
 
 SIZES = {
     "whole": Size(listed.whole),
@@ -46,8 +48,17 @@ def collect(out: Path) -> list[dict[str, Any]]:
     for path in sorted((out / "rows").glob("*/row.json")):
         results = artifacts.read_results(RunFolder(path.parent))
         numbers = {role: {k: v.__dict__ for k, v in own.items()} for role, own in results.models.items()}
+        for role, own in numbers.items():  # rows from before it was a number of every run have it in their tables
+            if "forget_outside_accuracy" not in own and "forget_f1" in own:
+                own |= outside(RunFolder(path.parent).table(role, "forget"))
         found.append({**json.loads(path.read_text()), "folder": str(path.parent), "metrics": numbers})
     return found
+
+
+def outside(table: Path) -> dict[str, Any]:
+    """The share of words outside of entities that a saved table has right."""
+    name = "forget_outside_accuracy"
+    return {name: class_scores.score({"forget": load_table(table)}, resamples=2).values[name]}
 
 
 def arguments() -> argparse.Namespace:
