@@ -18,6 +18,8 @@ _MODELS = ("original", "gold", "unlearned", "reverse_gradient")
 _VALUES: dict[str, tuple[float, ...]] = {
     # metric: original, gold, unlearned, reverse_gradient
     "forget_f1": (0.938, 0.527, 0.585, 0.310),
+    "forget_outside_accuracy": (0.999, 0.979, 0.981, 0.971),
+    "never_seen_outside_accuracy": (0.985, 0.984, 0.984, 0.98),
     "retain_f1": (0.925, 0.929, 0.922, 0.948),
     "untouched_f1": (0.931, 0.925, 0.915, 0.907),
     "never_seen_f1": (0.610, 0.602, 0.594, 0.588),

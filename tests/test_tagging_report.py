@@ -48,6 +48,9 @@ def fake_verdict(task: str = TASK, **values: float | None) -> tuple[Verdict, dic
         if mine is not None:
             gap = mine - target
             numbers_["unlearned"][f"{side}_{score}_gap"] = Number(gap, gap - half, gap + half, 60, {"level": 0.9})
+    if task == TASK:
+        for model in ("gold", "unlearned"):
+            numbers_[model]["forget_outside_accuracy"] = Number(0.98, 0.97, 0.99, 60)
     verdict = judge(Results(numbers_, {}, task), "unlearned")
     return verdict, {s.key: s for s in verdict.statements}
 
@@ -182,6 +185,26 @@ def test_rows_and_checks_are_of_the_catalogue() -> None:
         rows = [*numbers.key_rows(results), *(row for group in numbers.groups(results) for row in group.rows)]
         assert sorted(row.name for row in rows) == sorted(CATALOGUES[task])
         assert numbers.missing(results) == {}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind"), [(0.99, 1.0, "short"), (0.97, 0.99, "like"), (0.9, 0.95, "over"), (None, None, "unknown")]
+)
+def test_words_outside_of_entities_are_held_against_the_gold(low: float | None, high: float | None, kind: str) -> None:
+    """Who is never wrong about them has seen them, who is wrong too often shuns them; judged by intervals apart."""
+    value = None if low is None or high is None else (low + high) / 2
+    like = {k: Number(0.5, low=0.4, high=0.6) for k in CATALOGUES["token_classification"]} | {"privleak": Number(0.0)}
+    like |= {k: Number(0.0, low=-0.01, high=0.01) for k in like if k.endswith("_gap")}
+    models = {
+        "unlearned": {**like, "forget_outside_accuracy": Number(value, low=low, high=high)},
+        "gold": {**like, "forget_outside_accuracy": Number(0.978, low=0.966, high=0.988)}, "original": like,
+    }  # fmt: skip
+    verdict = judge(Results(models, {}, "token_classification"), "unlearned")
+    found = next(s for s in verdict.statements if s.key == "outside")
+    assert found.kind == kind
+    assert ("Traces of the records remain" in verdict.headline) is (kind == "short")
+    assert ("went too far" in verdict.headline) is (kind == "over")
+    assert kind == "unknown" or "by the gold" in found.text
 
 
 # --- findings -------------------------------------------------------------------------------------------------------

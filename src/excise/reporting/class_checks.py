@@ -106,6 +106,21 @@ def _past(words: _Words, evidence: Evidence, found: Number, gold: Number, _: Num
     return "like", text + (beside if found.shown and gold.shown else "")
 
 
+def _outside(_: Evidence, found: Number, gold: Number, _original: Number) -> Outcome:
+    bounds = (found.low, found.high, gold.low, gold.high)
+    if found.value is None or gold.value is None or None in bounds:
+        return "unknown", "Words outside of entities were not measured for both this model and a gold."
+    text = (
+        f"Of the words of forgotten rows that are outside of entities, {percent(1 - found.value)} are taken for one, "
+        f"beside {percent(1 - gold.value)} by the gold."
+    )
+    if found.low > gold.high:  # type: ignore[operator]
+        return "short", f"{text} It is right about them too often for one that never saw them: they were not forgotten."
+    if found.high < gold.low:  # type: ignore[operator]
+        return "over", f"{text} It is wrong about them more often than one that never saw them."
+    return "like", f"{text} The intervals overlap."
+
+
 def _relearned(_: Evidence, found: Number, gold: Number, _original: Number) -> Outcome:
     if found.value is None or gold.value is None:
         return "unknown", "Relearning was not measured for both this model and a gold."
@@ -134,21 +149,23 @@ def _shape(_: Evidence, found: Number, gold: Number, _original: Number) -> Outco
     return "over", f"{text} Forgotten rows were moved out of their class further than unknown ones lie."
 
 
-def _checks(words: _Words, attack: str) -> tuple[Check, ...]:
+def _checks(words: _Words, attack: str, *more: Check) -> tuple[Check, ...]:
     return (
         Check("answers", words.gone, f"forget_{words.score}", partial(_gone, words)),
         Check("kept", "Is the rest kept?", f"retain_{words.score}", partial(_kept, words)),
         Check("general", "Does it work on new rows?", f"test_{words.score}", partial(_general, words)),
         Check("past", "Did it go too far?", attack, partial(_past, words)),
         Check("membership", "Can an outsider tell?", "privleak", membership),
+        *more,
         Check("inside", "Do traces remain inside?", "latent_membership_auc", inside),
         Check("relearned", "Does it come back?", "relearned_probability", _relearned),
         Check("alike", "Does it lie where the gold has it?", "same_class_neighbours", _shape),
     )
 
 
+_STRANGER = Check("outside", "Does it err as a stranger would?", "forget_outside_accuracy", _outside)
 #: Task -> the checks in the order of the page.
 CLASS_CHECKS = {
-    "token_classification": _checks(_TAGS, "entity_membership_auc"),
+    "token_classification": _checks(_TAGS, "entity_membership_auc", _STRANGER),
     "sequence_classification": _checks(_TEXTS, "membership_auc"),
 }

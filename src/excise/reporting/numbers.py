@@ -19,8 +19,8 @@ KEY_NUMBERS = (
 
 _KEYS = {
     "token_classification": (
-        "forget_f1", "forget_f1_gap", "forget_outside_accuracy", "retain_f1", "test_f1", "never_seen_f1", "entity_membership_auc", "privleak",
-        "latent_membership_auc", "same_class_neighbours", "relearned_probability",
+        "forget_f1", "forget_f1_gap", "forget_outside_accuracy", "retain_f1", "test_f1", "never_seen_f1",
+        "entity_membership_auc", "privleak", "latent_membership_auc", "same_class_neighbours", "relearned_probability",
     ),
     "sequence_classification": (
         "forget_accuracy", "forget_accuracy_gap", "retain_accuracy", "test_accuracy", "never_seen_accuracy",

@@ -140,10 +140,10 @@ def _headline(kinds: dict[str, Kind], task: str) -> str:
 
 
 def _ending(kinds: dict[str, Kind]) -> str:
-    traces = [kinds[key] for key in ("membership", "inside", "relearned", "alike")]
+    traces = [kinds[key] for key in ("membership", "outside", "inside", "relearned", "alike") if key in kinds]
     if "over" in kinds.values():
         more = " Traces of them remain as well." if "short" in traces else ""
-        if "over" in (kinds["answers"], kinds.get("past"), kinds["membership"]):
+        if "over" in (kinds["answers"], kinds.get("past"), kinds["membership"], kinds.get("outside")):
             return f"It went too far: it avoids the records more than a model that never saw them.{more}"
         return f"It went too far inside: the records lie further off than a model that never saw them has them.{more}"
     if "short" in traces:
