@@ -105,7 +105,8 @@ def test_it_gives_up_on_something_better_after_a_while() -> None:
         ([0.66, 0.62, 0.61], 1),  # the fastest of late counts
         ([0.6, 0.6], 5),  # it does not move
         ([0.6, 0.5], 1),  # inside
-        ([0.4, 0.2], 1),  # past it
+        ([0.5, 0.4], 1),  # just past it
+        ([0.4, 0.2], 5),  # far past it
     ],
 )
 def test_it_looks_before_it_could_be_half_way_to_the_middle(seen: list[float], gap: int) -> None:

@@ -140,8 +140,8 @@ def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
 
     A look reads some hundreds of rows, several times what a step reads; yet the statistic falls by some hundredths a
     step where it matters, so a coarse rule would jump over the band. How fast it moves says how soon to look again:
-    inside the band after each step, above it after as many as would bring it half-way to the middle, where it is
-    aimed, at its fastest of late.
+    inside the band and just below it after each step, above it after as many as would bring it half-way to the
+    middle, where it is aimed, at its fastest of late. Far below it the way back is as long as it was down.
 
     Example:
         >>> rule = recipe.Stop(band=(0.45, 0.55), near=0.1, every=5)
@@ -149,9 +149,9 @@ def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
         ...  for a, b in ((0.9, 0.8), (0.65, 0.63), (0.68, 0.6), (0.6, 0.5))]
         [[15], [13, 14, 15], [11, 12, 13, 14, 15], [11, 12, 13, 14, 15]]
     """
-    (_, high), middle = settings.band, sum(settings.band) / 2
+    (low, high), middle = settings.band, sum(settings.band) / 2
     late = [(c.step, aimed(c, settings)) for c in checks[-4:]]
-    if not late or late[-1][1] - high > settings.near:
+    if not late or max(late[-1][1] - high, low - late[-1][1]) > settings.near:
         return step % settings.every == 0
     last, value = late[-1]
     if value <= high:
