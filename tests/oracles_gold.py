@@ -40,7 +40,7 @@ def matched(own: list[float], others: list[float], target: list[float], delta: f
 def quantile(given: Inputs, options: Options) -> list[float]:
     delta = options["delta"]
     if "kinds" in given:
-        return _by_type(given, delta)
+        return _by_type(given, delta, outside=options["within"] == "outside")
     own, others = given["logp"].tolist(), given["among"].tolist()
     if "count" not in given:
         return matched(own, others, given["target"]["tokens"].tolist(), delta)
@@ -49,8 +49,8 @@ def quantile(given: Inputs, options: Options) -> list[float]:
     return matched(own, others, given["target"]["rows"].tolist(), delta)
 
 
-def _by_type(given: Inputs, delta: float) -> list[float]:
-    kinds = given["kinds"].tolist()
+def _by_type(given: Inputs, delta: float, *, outside: bool) -> list[float]:
+    kinds = [int(kind == 0) if outside else kind for kind in given["kinds"].tolist()]
     target = list(zip(given["target"]["tokens"].tolist(), given["target"]["labels"].tolist(), strict=True))
     others = list(zip(given["among"].tolist(), given["among_classes"].tolist(), strict=True))
     out = []

@@ -43,7 +43,12 @@ MORE_OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"views": "never_seen", "pooling": "answer"},
         {"views": "never_seen", "loss": "infonce", "layers": 2, "symmetric": True},
     ],
-    "quantile": [{"delta": 0.2, "refresh": 6}, {"level": "row"}, {"within": "type", "delta": 3.0}],
+    "quantile": [
+        {"delta": 0.2, "refresh": 6},
+        {"level": "row"},
+        {"within": "type", "delta": 3.0},
+        {"within": "outside"},
+    ],
     "anchor": [{"sides": ["retain"], "layers": "last"}, {"sides": ["never_seen", "general"], "layers": [1, 3]}],
     "latent_match": [
         {"parts": ["mean"], "layers": "last"},

@@ -5,9 +5,9 @@ Pure functions and a factory; conventions as in `forget`. What never-seen rows a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,7 @@ def quantile_types(
     target: Population,
     *,
     delta: float,
+    outside: bool = False,
 ) -> Tensor:
     """`to_quantiles` of a tagger's label tokens among those of their type, ``[n]``; 0 for what does not count.
 
@@ -102,6 +103,7 @@ def quantile_types(
         kinds: ``[C]`` the type of each class, 0 for none (O).
         target: ``tokens [m]`` ascending and ``labels [m]``.
         delta: As in `to_quantiles`.
+        outside: What counts is what is of no type, all of it together, and nothing else.
 
     Source: ours.
 
@@ -111,7 +113,7 @@ def quantile_types(
         >>> quantile_types(logp, one, logp, one, kinds, target, delta=1.0).tolist()
         [1.5]
     """
-    values = torch.zeros_like(upcast(logp))
+    values, kinds = torch.zeros_like(upcast(logp)), _kinds(kinds, outside=outside)
     counted = kinds[classes] * type_counts(classes, kinds, target).long()
     for kind in counted.unique().tolist():
         if kind:
@@ -137,14 +139,10 @@ def _kinds(types: Tensor, *, outside: bool) -> Tensor:
     return (types == 0).long() if outside else types
 
 
-def _of_kinds(*, kinds: Tensor, of: Callable[[Tensor], Tensor], **given: Any) -> Tensor:
-    return quantile_types(kinds=of(kinds), **given)
-
-
-def _kinds_count(
-    classes: Tensor, among_classes: Tensor, kinds: Tensor, target: Population, *, of: Callable[[Tensor], Tensor]
+def _counted(
+    classes: Tensor, among_classes: Tensor, kinds: Tensor, target: Population, *, outside: bool = False
 ) -> Tensor:
-    return type_counts(classes, of(kinds), target)
+    return type_counts(classes, _kinds(kinds, outside=outside), target)
 
 
 def _likelihoods(logp: Tensor, target: Population, **_: Tensor) -> dict[str, Tensor]:
@@ -225,9 +223,8 @@ def quantile(
 def _of_tags(tokens: Wiring, name: str, *, outside: bool, delta: float, weight: Weight) -> Term:
     """The term of a tagger: tokens of each type by themselves, or those outside of entities."""
     more = {"classes": labels("forget"), "among_classes": among(labels("forget")), "kinds": constant("class_map/type")}
-    kinds = partial(_kinds, outside=outside)
     return Term(
-        name, partial(_of_kinds, of=kinds, delta=delta), {**tokens, **more}, over="forget", per="token",
+        name, partial(quantile_types, delta=delta, outside=outside), {**tokens, **more}, over="forget", per="token",
         weight=weight, batch_coupled=True, gathered=frozenset({"among", "among_classes"}), monitor=_likelihoods,
-        counts=partial(_kinds_count, of=kinds),
+        counts=partial(_counted, outside=outside),
     )  # fmt: skip

@@ -279,8 +279,8 @@ class Stop:
         rows: Most rows of each side in a check.
         after: Share of the run before the first check, where the rule only chooses the end.
         every: Steps between checks while the statistic is far from the band.
-        near: How far above the band checks begin to be made as often as the statistic moves fast, every step inside; and
-            how far below it every step still is looked at.
+        near: How far above the band checks begin to be made as often as the statistic moves fast, every step inside,
+            and how far below it every step still is looked at.
         patience: Checks after the best one before giving up on a better one.
         average: Judge and keep the mean of the weights at the checks of so many steps, the present one included; 1 for
             the present weights alone. One step moves the statistic by about ``1 / average`` of what it would.
