@@ -174,6 +174,7 @@ def _edge() -> Iterator[Row]:
     )
     for draw in range(3):
         yield Row("wnut17", f"random05-{draw}", "anchored", draw)
+    # As it ships: what the trials chose kept nothing on one draw of five.
     slow = {_CUT + "weight": 0.03, "objective.forget.quantile.weight": 3.0}
     yield Row("wnut17", "random05-0", "gold-like", group="edge", label="slow", changes=slow)
     latent = {"objective.regularise": {"latent_match": {"layers": 2, "weight": 0.1}}}
