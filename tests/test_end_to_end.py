@@ -437,6 +437,7 @@ def test_the_demo_of_taggers_keeps_something(seed: int, tmp_path: Path) -> None:
     assert f1[unlearned]["test"] > f1[gold]["test"] - 0.08
 
 
+@pytest.mark.slow
 def test_a_demo_that_kept_nothing_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its report is there, and says so; the command says it too."""
     load, whole = recipe.load, recipe.load("demo-ner")

@@ -197,14 +197,15 @@ def test_the_rule_may_aim_at_a_gap_of_probabilities(small: Small, tmp_path: Path
     assert (seen["statistic"], seen["kept"]) == ("gap", nearest["step"])
     page = (tmp_path / "run" / "report.html").read_text()
     assert "probability on average" in page
-    with pytest.raises(UsageError, match=r"stop\.band: 0\.45 to 0\.55 leaves out 0, where the two meet"):
+    with pytest.raises(UsageError, match=r"stop\.band is 0\.45 to 0\.55: give one around 0, where"):
         run(small.recipe(tmp_path / "trap", stop={**stop, "band": [0.45, 0.55]}), progress=QUIET)
+    assert not (tmp_path / "trap").exists()
 
 
 # --- what entities are compared within ----------------------------------------------------------------------------
 
 _PERSON, _PLACE = 1, 2  # of the classes O, B-person, B-place
-_TYPES = watching._types(np.array([0, _PERSON, _PLACE]))
+_TYPES = watching.types(np.array([0, _PERSON, _PLACE]))
 
 
 def sentence(*words: tuple[int, int]) -> ClassExample:
@@ -221,7 +222,7 @@ def test_words_are_held_against_never_seen_ones_that_are_as_familiar() -> None:
     every = {side: list(range(len(own))) for side, own in given.items()}
 
     def kinds(given: dict[str, list[ClassExample]], every: dict[str, list[int]]) -> list[int]:
-        return watching._familiar(Rows(given, 0, "token_classification"), every, _TYPES)(forget)
+        return watching.familiar(Rows(given, 0, "token_classification"), every, _TYPES)(forget)
 
     same, other, novel = (3 * _PERSON + i for i in range(3))
     assert kinds(given, every) == [same, other, other, 0, novel, 3 * _PLACE + 2]

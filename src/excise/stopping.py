@@ -69,9 +69,9 @@ def matched_auc(forget: ArrayLike, forget_kinds: ArrayLike, never: ArrayLike, ne
 def matched_gap(forget: ArrayLike, forget_kinds: ArrayLike, never: ArrayLike, never_kinds: ArrayLike) -> float:
     """How much likelier forgotten units are than never-seen units of their kind, as a difference of probabilities.
 
-    Arguments and what is returned as in `matched_auc`; 0 where they meet. What is read off a tagger are its hits, and
-    ranks tell of them with twice the noise (docs/log.md): a set of ranks is met as well by many tokens that are half
-    known as by some that are known and some that are not.
+    Arguments and what is returned as in `matched_auc`; 0 where they meet. What is read off a tagger are its hits, of
+    which probabilities say more than ranks (docs/log.md): those are met as well by many tokens that are half known as
+    by some that are known and some that are not.
 
     Source: ours.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,33 +25,15 @@ from run import SIZES
 from study import Study
 
 from excise import models, recipe
+from excise.commands import watching
 from excise.commands.starting import sides
-from excise.metrics import entities
-from excise.metrics.class_scores import entity_tokens
 from excise.metrics.table import Table
-from excise.records import Record
 from excise.stopping import matched_auc, matched_gap
+from excise.tasks import class_maps, token_classification
 
+TASK = "token_classification"
 #: Sentences that are taken as forgotten, and those that they are held against.
 SIZES_OF_DRAWS = ((60, 100), (60, 200), (120, 200))
-
-
-def standings(
-    records: Sequence[Record], retained: Sequence[Record], of: entities.Scheme, classes: Sequence[str]
-) -> list[int]:
-    """Of each entity token 0 where retained rows hold its word as that type, 1 as something else, 2 not at all."""
-    types = {name: int(kind) for name, kind in zip(classes, of.type_of, strict=True)}
-    known: dict[str, set[int]] = {}
-    for row in retained:
-        for word, tag in zip(row.tokens, row.tags, strict=True):
-            known.setdefault(word.lower(), set()).add(types[tag])
-    found = []
-    for row in records:
-        for word, tag in zip(row.tokens, row.tags, strict=True):
-            if types[tag] >= 0:
-                own = known.get(word.lower())
-                found.append(2 if own is None else 0 if types[tag] in own else 1)
-    return found
 
 
 def main() -> None:
@@ -62,31 +44,44 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=300)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    study = Study(given.out, given.encoder, SIZES["whole"])
-    place, rows = study.original("wnut17")[0], study.sides("wnut17")
-    unseen = {"unseen": [*rows["never_seen"], *rows["calibration"]]}
-    names = tuple(models.load(recipe.Model(name=str(place), task="token_classification")).config.id2label.values())
-    said = {"unseen": scoring.logits_of(place, unseen["unseen"], "token_classification", sides.encoding(recipe.Data()))}
-    table = scoring.tables(said, unseen, names)["unseen"]
-    spread(table, standings(unseen["unseen"], rows["train"], entities.scheme(names), names), given.draws)
+    study, how = Study(given.out, given.encoder, SIZES["whole"]), sides.encoding(recipe.Data())
+    place, records = study.original("wnut17")[0], study.sides("wnut17")
+    unseen, tokenizer = [*records["never_seen"], *records["calibration"]], models.load_tokenizer(str(place), task=TASK)
+    names = tuple(models.load(recipe.Model(name=str(place), task=TASK)).config.id2label.values())
+    said = {"unseen": scoring.logits_of(place, unseen, TASK, how)}
+    table = scoring.tables(said, {"unseen": unseen}, names)["unseen"]
+    new, old = (
+        token_classification.encode_records(own, tokenizer, how, names=names) for own in (unseen, records["train"])
+    )
+    rows = sides.Rows({"retain": old, "forget": new, sides.CALIBRATION: new}, tokenizer.pad_token_id, TASK)
+    spread(table, rows, watching.types(class_maps(names, TASK)["class_map/type"].numpy()), given.draws)
 
 
-def spread(table: Table, standing: Sequence[int], draws: int) -> None:
-    """Standard deviations over draws, a line for each size and for types whole and taken apart."""
-    take, kinds = entity_tokens(table), entities.scheme(table.classes).type_of[table.columns["gold_class"]]
-    owner = np.repeat(table.columns["row"], table.lengths)[take]
-    logp, hits, types = table.columns["logp"][take], table.columns["hit"][take], kinds[take]
+def spread(table: Table, rows: sides.Rows, types: watching.KindsOf, draws: int) -> None:
+    """Standard deviations over draws, a line for each size, for types whole and as the rule takes them apart."""
     print("| forgotten | held against | compared within | sd of the hit rate | of auc | of gap |")
     print("|---|---|---|---|---|---|")
     for some, others in SIZES_OF_DRAWS:
-        for what, of in (("type", types), ("type and standing", 3 * types + np.asarray(standing))):
+        for what in ("type", "type and standing"):
             rng, seen = np.random.default_rng(0), []
             for _ in range(draws):
-                order = rng.permutation(table.rows)
-                a, b = np.isin(owner, order[:some]), np.isin(owner, order[some : some + others])
-                both = (logp[a], of[a], logp[b], of[b])
-                seen.append((hits[a].mean(), matched_auc(*both), matched_gap(*both)))
+                order = rng.permutation(table.rows).tolist()
+                chosen = {"forget": order[:some], sides.CALIBRATION: order[some : some + others]}
+                of = types if what == "type" else watching.familiar(rows, chosen, types)
+                seen.append(statistics(table, rows, chosen, of))
             print(f"| {some} | {others} | {what} | " + " | ".join(f"{v:.3f}" for v in np.std(seen, axis=0)) + " |")
+
+
+def statistics(
+    table: Table, rows: sides.Rows, chosen: dict[str, list[int]], of: Callable
+) -> tuple[float, float, float]:
+    """Hit rate of the drawn entity tokens, and both statistics of the rule."""
+    kinds = np.array([k for example in rows.examples["forget"] for k in of(example)])
+    owner = np.repeat(table.columns["row"], table.lengths)
+    a, b = (np.isin(owner, own) & (kinds > 0) for own in (chosen["forget"], chosen[sides.CALIBRATION]))
+    logp = table.columns["logp"]
+    both = (logp[a], kinds[a], logp[b], kinds[b])
+    return float(table.columns["hit"][a].mean()), matched_auc(*both), matched_gap(*both)
 
 
 if __name__ == "__main__":

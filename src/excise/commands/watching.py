@@ -26,8 +26,6 @@ from excise.tasks.token_classification import ClassExample
 
 BATCH = 32
 SIDES = ("forget", CALIBRATION, WATCH)
-#: Where forgotten and never-seen rows meet.
-_MET = {"auc": 0.5, "gap": 0.0}
 #: Never-seen tokens that each part of a type must have, for the type to be taken apart.
 LEAST = 5
 #: What the units of a row are compared within, 0 for labels that are none (O).
@@ -57,13 +55,7 @@ def stopping(
     Raises:
         UsageError: No type is among the forgotten entities and among those that they would be held against.
     """
-    low, high = settings.stop.band
-    if not low <= _MET[settings.stop.statistic] <= high:
-        raise UsageError(
-            f"stop.band: {low:g} to {high:g} leaves out {_MET[settings.stop.statistic]:g}, where the two meet by "
-            f"stop.statistic {settings.stop.statistic}: give a band around it"
-        )
-    of = None if kinds is None else _types(kinds)
+    of = None if kinds is None else types(kinds)
     chosen = {side: _with_units(rows, side, _sample(rows, side, settings), of) for side in SIDES}
     if of is not None and not _shared(rows, chosen, of):
         raise UsageError(
@@ -71,7 +63,7 @@ def stopping(
             "aside for it: give data.never_seen or stop.calibration such rows, or set stop.rule: none"
         )
     if of is not None and rows.task == "token_classification":
-        of = _familiar(rows, chosen, of)
+        of = familiar(rows, chosen, of)
 
     def units(side: str) -> tuple[NDArray, NDArray]:
         found = [_units(model, anatomy, rows, side, part, autocast, of) for part in _parts(chosen[side])]
@@ -117,7 +109,13 @@ def _with_units(rows: sides.Rows, side: str, chosen: list[int], of: KindsOf | No
 # --- what a tagger's units are compared within --------------------------------------------------------------------
 
 
-def _types(kinds: NDArray[np.int64]) -> KindsOf:
+def types(kinds: NDArray[np.int64]) -> KindsOf:
+    """Each label by the type of its class, ``kinds [C]``; 0 for none (O).
+
+    Example:
+        >>> types(np.array([0, 1, 1]))(ClassExample((5, 6), (0, 1), (0, 2)))
+        [0, 1]
+    """
     return lambda example: [int(kinds[c]) for c in example.classes]
 
 
@@ -130,23 +128,35 @@ def _shared(rows: sides.Rows, chosen: Mapping[str, Sequence[int]], of: KindsOf) 
     return set(_counts(rows, "forget", chosen, of)) & set(_counts(rows, CALIBRATION, chosen, of))
 
 
-def _familiar(rows: sides.Rows, chosen: Mapping[str, Sequence[int]], types: KindsOf) -> KindsOf:
+def familiar(rows: sides.Rows, chosen: Mapping[str, Sequence[int]], of: KindsOf) -> KindsOf:
     """Types, each taken apart by what the retained rows say of the word: it is one of this type, another, or not there.
 
     A model that never saw the forgotten rows still knows the words that the retained ones hold: never-seen words are
     fair company only for forgotten ones of the same standing. A type that has too few never-seen words of a standing
     stays whole.
 
+    Args:
+        rows: Encoded rows, those of ``retain`` among them.
+        chosen: Which forgotten and calibration rows are compared.
+        of: The types, as `types` gives them.
+
     Source: ours; poststratification.
+
+    Example:
+        >>> known, new = ClassExample((5,), (0,), (1,)), ClassExample((6,), (0,), (1,))
+        >>> given = sides.Rows({"retain": [known], "forget": [known, new], "calibration": [known, new] * LEAST}, 0)
+        >>> apart = familiar(given, {"forget": [0, 1], "calibration": range(2 * LEAST)}, types(np.array([0, 1])))
+        >>> apart(known), apart(new)
+        ([3], [5])
     """
     known: dict[tuple[int, ...], set[int]] = {}
     for example in rows.examples["retain"]:
-        for word, kind in zip(_words(example), types(example), strict=True):
+        for word, kind in zip(_words(example), of(example), strict=True):
             known.setdefault(word, set()).add(kind)
 
     def apart(example: ClassExample) -> list[int]:
         return [kind and 3 * kind + _standing(kind, known.get(word))
-                for word, kind in zip(_words(example), types(example), strict=True)]  # fmt: skip
+                for word, kind in zip(_words(example), of(example), strict=True)]  # fmt: skip
 
     own, others = (_counts(rows, side, chosen, apart) for side in ("forget", CALIBRATION))
     whole = {part // 3 for part in own if others[part] < LEAST}

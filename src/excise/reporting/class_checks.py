@@ -107,16 +107,17 @@ def _past(words: _Words, evidence: Evidence, found: Number, gold: Number, _: Num
 
 
 def _outside(_: Evidence, found: Number, gold: Number, _original: Number) -> Outcome:
-    bounds = (found.low, found.high, gold.low, gold.high)
-    if found.value is None or gold.value is None or None in bounds:
+    if found.value is None or gold.value is None:
         return "unknown", "Words outside of entities were not measured for both this model and a gold."
     text = (
         f"Of the words of forgotten rows that are outside of entities, {percent(1 - found.value)} are taken for one, "
         f"beside {percent(1 - gold.value)} by the gold."
     )
-    if found.low > gold.high:  # type: ignore[operator]
+    if found.low is None or found.high is None or gold.low is None or gold.high is None:
+        return "unknown", f"{text} Without intervals the two cannot be compared."
+    if found.low > gold.high:
         return "short", f"{text} It is right about them too often for one that never saw them: they were not forgotten."
-    if found.high < gold.low:  # type: ignore[operator]
+    if found.high < gold.low:
         return "over", f"{text} It is wrong about them more often than one that never saw them."
     return "like", f"{text} The intervals overlap."
 

@@ -22,6 +22,9 @@ LEAST = {
 ABOVE_ZERO = ("schedule.epochs", "optimiser.lr", "optimiser.adamw_lr", "evaluate.relearn_lr", "stop.finer")
 MOST = {"optimiser.warmup": 1, "optimiser.floor": 1, "optimiser.tail": 1, "stop.after": 1, "seed": 2**32 - 1}
 
+#: Statistic of the stopping rule -> its value where forgotten and never-seen rows meet.
+MET = {"auc": 0.5, "gap": 0.0}
+
 
 def check(settings: recipe.Recipe) -> None:
     """Refuse numbers out of range, and an extra that is not installed.
@@ -45,6 +48,12 @@ def check(settings: recipe.Recipe) -> None:
             raise UsageError(f"{key} is {value}: give a number above 0")
     if settings.stop.finer > 1:
         raise UsageError(f"stop.finer is {settings.stop.finer}: give a share of the learning rate, above 0 and up to 1")
+    (low, high), met = settings.stop.band, MET[settings.stop.statistic]
+    if not low <= met <= high:
+        raise UsageError(
+            f"stop.band is {low:g} to {high:g}: give one around {met:g}, where forgotten and never-seen rows meet by "
+            f"stop.statistic {settings.stop.statistic}"
+        )
     betas = settings.optimiser.betas
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
         raise UsageError(f"optimiser.betas is {list(betas)}: give two numbers from 0 to below 1")
