@@ -63,8 +63,8 @@ MAIN = (
 COMPARED = ("gold-like", "deepcut", "reverse-gradient", "matching", "relabel")
 #: What came nearest on three draws, on further ones: an interval over three is 5 points wide to either side.
 NEAREST, FURTHER = ("reverse-gradient", "gold-like", "deepcut"), range(3, 7)
-#: Draws that share no sentence with a reported one, nor with the split of the trials: what of ours is followed further is
-#: chosen on them, beside golds of their own.
+#: Draws that share no sentence with a reported one, nor with the split of the trials: on them, beside golds of their
+#: own, is chosen what is followed further.
 DEVELOPMENT = range(14, 18)
 #: What aims at never-seen rows while it trains: it takes half of the stopping rule's, and is stopped by the others.
 AIMED = ("matching", "anchored")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rows import LOSSES, MAIN, OTHER_STARTS, OTHERS, STARTS
+from rows import AIMED, LOSSES, MAIN, OTHER_STARTS, OTHERS, STARTS
 from study import Study
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "results"
@@ -33,7 +33,8 @@ COLUMNS = {
 SPLITS = {"forget10": "10 %", "forget05": "5 %", "forget01": "1 %"}
 TITLES = {"plain": "plain", "pissa": "PiSSA", "fila": "FILA", "vila": "VILA", "rila": "RILA only", "rol": "ROL only",
           "rila+rol": "RILA + ROL"}  # fmt: skip
-LOSS_TITLES = {"ihl": "IHL", "npo": "NPO", "graddiff": "GradDiff", "simnpo": "SimNPO", "wga": "WGA"}
+LOSS_TITLES = {"ihl": "IHL", "npo": "NPO", "graddiff": "GradDiff", "simnpo": "SimNPO", "wga": "WGA",
+               AIMED: "quantile (ours)"}  # fmt: skip
 #: What is reached for: forget quality above, and utility lost as a share of the gold's below.
 QUALITY, UTILITY = -1.3, 0.03
 NOT_YET = "not run yet"
@@ -60,6 +61,7 @@ def write(rows: Sequence[Row], study: Study, *, docs: bool) -> None:
         "TARGETS": targets(rows),
         **{f"SWEEP{s[-2:]}": sweeps(rows, s, study.better()) for s in ("forget10", "forget01")},
         "LONGER": longer(rows),
+        "AIMED": aimed(rows),
         "ROLSHARE": rol_share(rows),
         "GEOMETRY": geometry_table(rows),
         "COSTS": cost_table(costs),
@@ -198,7 +200,7 @@ def targets(rows: Sequence[Row]) -> str:
     body = []
     for split, title in SPLITS.items():
         gold = _one(rows, "gold", split)
-        for row in (r for r in rows if r["group"] == "main" and r["split"] == split):
+        for row in (r for r in rows if r["group"] in ("main", "aimed") and r["split"] == split):
             quality, utility = value(row, "forget_quality_log10"), value(row, "model_utility")
             target = value(gold, "model_utility") if gold else None
             share = None if utility is None or not target else utility / target - 1
@@ -223,7 +225,7 @@ def _yes(met: bool) -> str:
 
 def sweeps(rows: Sequence[Row], split: str, loss: str) -> str:
     """One thing changed in RILA or RILA + ROL, beside the row that is changed."""
-    apart = ("main", "original", "gold", "longer")
+    apart = ("main", "original", "gold", "longer", "aimed")
     found = [r for r in rows if r["group"].split(":")[0] not in apart and r["split"] == split]
     body = []
     for start in TITLES:
@@ -245,6 +247,17 @@ def longer(rows: Sequence[Row]) -> str:
             steps = row["changes"].get("schedule.steps", 40)
             body.append([f"{LOSS_TITLES[loss]}, {TITLES[start]}", f"{steps:g}", f"{row['lr']:.2g}", *_cells([row])])
     return _table(["run", "steps", "rate", *COLUMNS], body) if body else ""
+
+
+def aimed(rows: Sequence[Row]) -> str:
+    """Ours: a loss with an aim, beside the original and the gold of each split."""
+    found, body = [r for r in rows if r["group"] == "aimed"], []
+    for split, title in SPLITS.items():
+        own = [r for start in TITLES for r in found if (r["start"], r["split"]) == (start, split)]
+        roles = [(role, r) for role in ("original", "gold") if own and (r := _one(rows, role, split))]
+        body += [[title, f"**{role}**", "", *_cells([r])] for role, r in roles]
+        body += [[title, TITLES[r["start"]], f"{r['lr']:.2g}", *_cells([r])] for r in own]
+    return _table(["forgotten", "start", "rate", *COLUMNS], body) if body else ""
 
 
 def rol_share(rows: Sequence[Row]) -> str:
@@ -310,7 +323,7 @@ def status(study: Study) -> str:
     missing = [row for row in planned if not study.done(row)]
     groups: dict[str, int] = {}
     for row in missing:
-        part = f"seed {row.seed}" if row.group == "main" else "sweeps"
+        part = {"main": f"seed {row.seed}", "aimed": "ours"}.get(row.group, "sweeps")
         kind = "IHL and NPO" if row.loss in MAIN and row.group == "main" else "other losses"
         title = f"{SPLITS[row.split]}, {part}" + (f", {kind}" if row.group == "main" else "")
         groups[title] = groups.get(title, 0) + 1

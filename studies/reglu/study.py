@@ -56,6 +56,8 @@ class Study:
     def recipe(self, loss: str, start: str, split: str) -> dict[str, Any]:
         """A row's recipe as plain values, before tuning."""
         initialise, rol = listed.STARTS[start]
+        tried = listed.rates(loss, start)
+        strangers = tofu_tiny.strangers(self.tiny, self.size.world)["strangers"]
         return {
             "model": {
                 "name": str(self.tiny / "models" / "original" / "model"), "precision": "fp32",
@@ -64,6 +66,7 @@ class Study:
             "data": {
                 **thinned.sides(self.tiny, split, self.out),
                 "utility": thinned.utility(self.tiny, self.out),
+                **({"never_seen_training": strangers} if loss == listed.AIMED else {}),
             },
             "objective": {
                 "forget": listed.LOSSES[loss], "retain": {"nll": {}}, "regularise": {"rol": listed.ROL} if rol else {}
@@ -71,7 +74,7 @@ class Study:
             "initialise": initialise,
             "statistics": {**STATISTICS, "cache": str(self.out / "statistics")},
             "schedule": {"steps": self.size.steps, "forget_batch": 12, "retain_batch": 12},
-            "optimiser": {"lr": listed.rates(loss, start)[1], "warmup": 0.1, "decay": "linear"},
+            "optimiser": {"lr": tried[len(tried) // 4], "warmup": 0.1, "decay": "linear"},
             "evaluate": {
                 "gold": str(self.tiny / "models" / f"gold-{split}" / "model"), "max_rows": self.size.measured,
                 "generate": self.size.generate, "relearn_lr": 5e-4, "relearn_steps": [0, 4, 16], "map": "none",
@@ -83,8 +86,8 @@ class Study:
     def tuned(self, loss: str, start: str) -> dict[str, Any]:
         """Best of four rates on authors 86-90 (5 %), carried over to every split; `trials` 0: untuned."""
         space = {"optimiser.lr": listed.rates(loss, start)}
-        if not self.size.trials:
-            return {"best": {"optimiser.lr": space["optimiser.lr"][1]}, "trials": 0}
+        if not self.size.trials or loss == listed.AIMED:
+            return {"best": {"optimiser.lr": self.recipe(loss, start, "tune05")["optimiser"]["lr"]}, "trials": 0}
         done = self.out / "tuned" / f"{loss}-{start}.json"
         if not done.is_file():
             thinned.models(self.tiny, self.size.world, "original", "gold-tune05")
