@@ -319,7 +319,7 @@ def test_rolling_back_keeps_plain_weights(small: SmallWorld, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_two_ranks_begin_and_end_as_one(small: SmallWorld, tmp_path: Path) -> None:
     changes = {**FAST, **BOTH, "initialise": {"preconditioned": {"rank": 8}}, "schedule__steps": 2}
-    stop = {"stop__rule": "two_sided", "stop__every": 1, "stop__average": 2, "stop__finer": 0.5, "stop__quality": 0.1}
+    stop = {"stop__rule": "two_sided", "stop__every": 1, "stop__between": 2, "stop__quality": 0.1}
     file = small.file(tmp_path / "r.yaml", **{**changes, **stop, "stop__band": [0.0, 0.5]})
     script = str(Path(two_ranks_shaped.__file__))
     several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]

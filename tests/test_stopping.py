@@ -15,9 +15,10 @@ from torch import nn
 
 from excise import recipe
 from excise.errors import IntegrityFailed
+from excise.matched import matched_auc, matched_gap
 from excise.reporting.figures import Figure
 from excise.reporting.stopping import figure
-from excise.stopping import Check, Stopping, admissible, best, clear, due, enough, matched_auc, matched_gap
+from excise.stopping import Check, Stopping, admissible, best, clear, due, enough
 
 RULE = recipe.Stop(rule="two_sided", band=(0.45, 0.55), quality=0.98, every=5, near=0.15, patience=3)
 NUMBERS = st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 2)), min_size=1, max_size=12)

@@ -16,15 +16,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from excise import files, recipe
-from excise.averaging import Window
-from excise.metrics.statistics import auc
+from excise.between import Stretch
+
+#: Where looks may be rare, they are at most so many times ``every`` apart.
+STRIDE = 4
+#: How near to what it aims at a search ends, as a share of the band's width.
+CLOSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -32,74 +34,16 @@ class Check:
     """What was seen after a step: forgotten rows against never-seen ones, and the retained.
 
     Attributes:
-        step: Optimiser steps so far.
-        auc: `matched_auc`; a half where the two meet.
+        step: Optimiser steps so far; between two of them where weights on the way were looked at.
+        auc: `matched.matched_auc`; a half where the two meet.
         quality: Probability of the retained, 1 = before. Outside the band they decide nothing and are not read: None.
-        gap: `matched_gap`; 0 where the two meet. None in runs of a time before it was kept.
+        gap: `matched.matched_gap`; 0 where the two meet. None in runs of a time before it was kept.
     """
 
-    step: int
+    step: float
     auc: float
     quality: float | None
     gap: float | None = None
-
-
-def matched_auc(forget: ArrayLike, forget_kinds: ArrayLike, never: ArrayLike, never_kinds: ArrayLike) -> float:
-    """How often a forgotten unit is likelier than a never-seen unit of its kind: 1 before, 1/2 where they meet.
-
-    Args:
-        forget: ``[n]`` log-likelihoods of the forgotten units (rows, or entity tokens).
-        forget_kinds: ``[n]`` what they are compared within: the type of an entity; one kind for all rows.
-        never: ``[m]`` the same of never-seen units.
-        never_kinds: ``[m]``.
-
-    Returns:
-        The mean over kinds, each counted by its forgotten units; kinds without a never-seen unit are left out. NaN
-        where no kind has both.
-
-    Source: ours; AUC as Mann and Whitney's statistic.
-
-    Example:
-        >>> matched_auc([3.0, 0.0], [1, 2], [2.0, 1.0], [1, 2])
-        0.5
-    """
-    return _matched(auc, forget, forget_kinds, never, never_kinds)
-
-
-def matched_gap(forget: ArrayLike, forget_kinds: ArrayLike, never: ArrayLike, never_kinds: ArrayLike) -> float:
-    """How much likelier forgotten units are than never-seen units of their kind, as a difference of probabilities.
-
-    Arguments and what is returned as in `matched_auc`; 0 where they meet. What is read off a tagger are its hits, of
-    which probabilities say more than ranks (docs/log.md): those are met as well by many tokens that are half known as
-    by some that are known and some that are not.
-
-    Source: ours.
-
-    Example:
-        >>> round(matched_gap([0.0, -0.7], [1, 2], [-0.7, -0.7], [1, 2]), 2)
-        0.25
-    """
-    probabilities = [np.exp(np.asarray(x, np.float64)) for x in (forget, never)]
-    return _matched(_further, probabilities[0], forget_kinds, probabilities[1], never_kinds)
-
-
-def _further(some: NDArray, others: NDArray) -> float:
-    return float(some.mean() - others.mean())
-
-
-def _matched(
-    how: Callable[..., float],
-    forget: ArrayLike,
-    forget_kinds: ArrayLike,
-    never: ArrayLike,
-    never_kinds: ArrayLike,
-) -> float:
-    values, kinds, others, their_kinds = map(np.asarray, (forget, forget_kinds, never, never_kinds))
-    shared = [k for k in np.unique(kinds) if (their_kinds == k).any()]
-    counts = [int((kinds == k).sum()) for k in shared]
-    if not shared:
-        return float("nan")
-    return float(np.average([how(values[kinds == k], others[their_kinds == k]) for k in shared], weights=counts))
 
 
 def aimed(check: Check, settings: recipe.Stop) -> float:
@@ -136,12 +80,12 @@ def enough(checks: Sequence[Check], settings: recipe.Stop) -> bool:
 
 
 def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
-    """Whether to look after this step: every so often, and near the band before it could be half-way to its middle.
+    """Whether to look after this step: as rarely as the band allows, since a look reads several times what a step does.
 
-    A look reads some hundreds of rows, several times what a step reads; yet the statistic falls by some hundredths a
-    step where it matters, so a coarse rule would jump over the band. How fast it moves says how soon to look again:
-    inside the band and just below it after each step, above it after as many as would bring it half-way to the
-    middle, where it is aimed, at its fastest of late. Far below it the way back is as long as it was down.
+    With ``between``, every ``every`` steps, and less often (a fourth at most) while the middle is further away at the
+    fastest pace of late: what lies between two looks is searched. Without, the statistic must not jump over the band:
+    every so often above it, near it after as many steps as would bring it half-way to the middle, inside it and just
+    below it after each step. Far below it the way back is as long as it was down.
 
     Example:
         >>> rule = recipe.Stop(band=(0.45, 0.55), near=0.1, every=5)
@@ -151,29 +95,38 @@ def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
     """
     (low, high), middle = settings.band, sum(settings.band) / 2
     late = [(c.step, aimed(c, settings)) for c in checks[-4:]]
-    if not late or max(late[-1][1] - high, low - late[-1][1]) > settings.near:
+    if not late:
         return step % settings.every == 0
     last, value = late[-1]
-    if value <= high:
-        return True
     fastest = max((abs(v - u) / (t - s) for (s, u), (t, v) in pairwise(late)), default=math.inf)
-    gap = round((value - middle) / 2 / fastest) if fastest else settings.every
-    return step - last >= min(max(gap, 1), settings.every)
+    there = (value - middle) / fastest if fastest else math.inf
+    if settings.between:
+        return step - last >= min(max(there, settings.every), STRIDE * settings.every)
+    if max(value - high, low - value) > settings.near:
+        return step % settings.every == 0
+    return value <= high or step - last >= max(round(min(there / 2, settings.every)), 1)
 
 
-def pace(checks: Sequence[Check], settings: recipe.Stop) -> float:
-    """The share of the learning rate for the step to come: finer steps while the last check was near the band.
+def crossing(above: tuple[float, float], below: tuple[float, float], aim: float) -> float:
+    """Where on the way from one look to another the statistic is what is aimed at, were it to fall in a line.
 
-    Near on either side: far below it (a collapse at the start) the way back is as long as it was down.
+    Args:
+        above: ``(share of the way, statistic)`` of the look above the aim.
+        below: The same of the one at or below it, further on.
+        aim: The statistic to be met.
+
+    Returns:
+        A share of the way, a tenth of the stretch away from either look at least: so that a curve is closed in on.
+
+    Source: regula falsi, kept off the ends.
 
     Example:
-        >>> rule = recipe.Stop(band=(0.45, 0.55), near=0.1, finer=0.25)
-        >>> [pace([Check(1, auc, 1.0)], rule) for auc in (0.9, 0.6, 0.2)], pace([], rule)
-        ([1.0, 0.25, 1.0], 1.0)
+        >>> crossing((0.0, 0.3), (1.0, -0.1), 0.0), crossing((0.0, 0.3), (1.0, 0.0), 0.0)
+        (0.75, 0.9)
     """
-    low, high = settings.band
-    near = bool(checks) and low - settings.near <= aimed(checks[-1], settings) <= high + settings.near
-    return settings.finer if near else 1.0
+    (start, high), (end, low) = above, below
+    share = (high - aim) / (high - low) if high > low else 0.5
+    return start + min(max(share, 0.1), 0.9) * (end - start)
 
 
 def record(settings: recipe.Stop, folder: Path | None) -> dict[str, Any]:
@@ -184,7 +137,6 @@ def record(settings: recipe.Stop, folder: Path | None) -> dict[str, Any]:
     checks = [Check(**entry) for entry in json.loads(path.read_text())]
     found = best(checks, settings)
     bounds = {"band": list(settings.band), "quality": settings.quality}
-    bounds |= {key: getattr(settings, key) for key in ("average", "finer") if getattr(settings, key) != 1}
     bounds |= {"statistic": settings.statistic} if settings.statistic != "auc" else {}
     return {"stopping": {**bounds, "checks": [asdict(c) for c in checks], "kept": found and found.step}}
 
@@ -198,14 +150,15 @@ def clear(folder: Path) -> None:
 class Stopping:
     """The rule at work: looks, decides, keeps the best weights aside, and goes back to them.
 
-    Where the recipe averages, what is looked at, judged and kept is the mean of the last few steps' weights; training
-    goes on from the present ones.
+    Where the recipe searches ``between`` looks, one that falls to the middle or below it after one above is followed by
+    looks at mixes of the weights of both; training goes on from the present ones.
 
     Args:
         model: Whose trained parameters are kept.
         settings: The recipe's section.
         folder: Where checks and the best weights are written.
         look: The model as it is after a step; see `Check` for what may be None.
+        steps: Of the run; where looks may be far apart the last is looked at, whenever the one before was.
         writes: Whether this process writes.
 
     Example:
@@ -222,55 +175,84 @@ class Stopping:
         model: nn.Module,
         settings: recipe.Stop,
         folder: Path,
-        look: Callable[[int], Check],
+        look: Callable[[float], Check],
         *,
+        steps: int | None = None,
         writes: bool = True,
     ) -> None:
         self.model, self.settings, self.folder, self.look, self.writes = model, settings, folder, look, writes
+        self.last = steps if settings.between else None
         self.checks: list[Check] = []
-        self.window = Window(model, settings.average)
+        self.stretch = Stretch(model)
 
     @property
     def decided(self) -> bool:
         """Whether the checks so far already end the run: an interrupted one may only have weights left to save."""
         return bool(self.checks) and enough(self.checks, self.settings)
 
-    def pace(self) -> float:
-        """The share of the learning rate for the step to come."""
-        return pace(self.checks, self.settings)
-
     def begin(self, step: int, checkpoint: Path | None = None) -> None:
         """Start after ``step``: what an interrupted run saw later is seen again, to the same numbers."""
         if checkpoint is not None:
-            self.window.load(checkpoint)
+            self.stretch.load(checkpoint)
         path = self.folder / "checks.json"
         saved = json.loads(path.read_text()) if path.is_file() else []
         self.checks = [Check(**entry) for entry in saved if entry["step"] <= step]
 
     def __call__(self, step: int) -> bool:
         """Look if it is time to; true ends the run."""
-        if not due(step, self.checks, self.settings):
+        if step != self.last and not due(step, self.checks, self.settings):
             return False
-        with self.window.mean(step):
-            self.checks.append(self.look(step))
-            if best(self.checks, self.settings) is self.checks[-1]:
-                self._keep(step)
+        self._see(step)
+        if self.settings.between:
+            self._search()
+            self.stretch.begin()
         if self.writes:
             files.write_json(self.folder / "checks.json", [asdict(c) for c in self.checks])
         return enough(self.checks, self.settings)
 
+    def _see(self, step: float) -> Check:
+        seen = self.look(step)
+        self.checks = sorted([*self.checks, seen], key=lambda c: c.step)
+        if best(self.checks, self.settings) is seen:
+            self._keep(step)
+        return seen
+
+    def _search(self) -> None:
+        """Where the last two looks lie on either side of the middle, look at mixes of their weights until one is there.
+
+        Where the retained are not good enough at the middle, the search goes back up to the band's upper edge.
+        """
+        if len(self.checks) < 2 or not self.stretch.start:
+            return
+        (low, high), settings = self.settings.band, self.settings
+        aim, (last, now) = (low + high) / 2, self.checks[-2:]
+        above, below = (0.0, aimed(last, settings)), (1.0, aimed(now, settings))
+        if not above[1] > aim > below[1]:
+            return
+        with self.stretch.walked() as go:
+            for _ in range(settings.between):
+                share = crossing(above, below, aim)
+                go(share)
+                seen = self._see(round(last.step + share * (now.step - last.step), 3))
+                value, enough_left = aimed(seen, settings), admissible(seen, settings)
+                if enough_left and abs(value - aim) <= CLOSE * (high - low):
+                    return
+                if inside(seen, settings) and not enough_left:
+                    aim = (max(value, aim) + high) / 2
+                above, below = ((share, value), below) if value > aim else (above, (share, value))
+
     def save(self, checkpoint: Path) -> None:
         """Write what a resumed run needs into a checkpoint, before it is sealed."""
-        self.window.save(checkpoint)
+        self.stretch.save(checkpoint)
 
-    def _keep(self, step: int) -> None:
+    def _keep(self, step: float) -> None:
         if not self.writes:
             return
         weights = {n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
         with files.staged(self._weights(step)) as folder:
             save_file(weights, folder / "weights.safetensors")
 
-    def _weights(self, step: int) -> Path:
+    def _weights(self, step: float) -> Path:
         return self.folder / f"step-{step}"
 
     def roll_back(self) -> Check | None:

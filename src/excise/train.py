@@ -91,7 +91,6 @@ class UnlearnTrainer(Trainer):
         constants: Tensors that are fixed for the run, or ``{module name: tensor}``.
         precision: ``fp32`` or ``bf16-mixed`` (or ``bf16`` weights, without autocast).
         should_stop: Called after each step with its number; true ends the run.
-        pace: The share of the learning rate for the step to come, asked after ``should_stop``.
         beside: Called with the folder of a checkpoint before it is sealed: writes what else has to survive.
         shapes: Parameter's name -> the shape of its updates.
         retake: Called after each step with its number: the constants that are to be others from then on, by name.
@@ -114,7 +113,6 @@ class UnlearnTrainer(Trainer):
         constants: Mapping[str, Any] | None = None,
         precision: str = "fp32",
         should_stop: Callable[[int], bool] | None = None,
-        pace: Callable[[], float] | None = None,
         beside: Callable[[Path], None] | None = None,
         shapes: Mapping[str, Shape] | None = None,
         retake: Callable[[int], Mapping[str, Mapping[str, Tensor]]] | None = None,
@@ -123,7 +121,7 @@ class UnlearnTrainer(Trainer):
         self.terms, self.plan, self.collate_side, self.settings = list(terms), plan, collate, settings
         self.reference, self.constants, self.should_stop = reference, dict(constants or {}), should_stop
         self.precision, self.retake = precision, retake
-        self.pace, self.beside, self.shapes = pace, beside, shapes
+        self.beside, self.shapes = beside, shapes
         self.retaken: dict[str, Mapping[str, Tensor]] = {}
         self.anatomy = Anatomy.of(model)
         freeze_unread(model, self.anatomy, [p for t in self.terms for p in t.needs()])
@@ -286,14 +284,7 @@ class UnlearnTrainer(Trainer):
             # The same here: what a checkpoint's step looked like has to be known to whoever resumes from it.
             if self.should_stop is not None and self.should_stop(self.state.global_step):
                 self.control.should_training_stop = True
-            if self.pace is not None:
-                self._set_pace(self.pace())
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
-
-    def _set_pace(self, share: float) -> None:
-        """The rate of the step to come, which the scheduler has set, times ``share``."""
-        for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = lr * share
 
     def _retaken(self, constants: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.retaken |= constants
@@ -314,7 +305,6 @@ class UnlearnTrainer(Trainer):
             record |= {f"terms/{n}": v for n, v in means.items()} | {f"weights/{n}": v for n, v in weights.items()}
             record |= {f"monitor/{k}": v for k, v in self._monitor.items()}
             record["lr"] = self._get_learning_rate() if lr is None else lr
-            record["lr"] *= 1.0 if self.pace is None else self.pace()  # not asked again yet: that of this step
             if grad_norm is not None:
                 record["grad_norm"] = float(grad_norm)
             self.log(record)

@@ -27,8 +27,8 @@ from study import Study
 from excise import models, recipe
 from excise.commands import watching
 from excise.commands.starting import sides
+from excise.matched import matched_auc, matched_gap
 from excise.metrics.table import Table
-from excise.stopping import matched_auc, matched_gap
 from excise.tasks import class_maps, token_classification
 
 TASK = "token_classification"

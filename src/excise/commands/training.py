@@ -95,8 +95,7 @@ def fit(
             reference=stored, precision=p.precision,
             constants=objective.constants(p.terms, width, settings.seed, fixed), shapes=p.begun.shapes,
             should_stop=_late(stop, settings.stop.after * p.plan.steps) if stop else None,
-            pace=stop.pace if stop else None, beside=stop.save if stop else None,
-            retake=retake,
+            beside=stop.save if stop else None, retake=retake,
             callbacks=[_Log(run, advance), *([_Active(p.model)] if p.wanted.start.base == "kept" else [])],
         )  # fmt: skip
         whole = _checkpoints(run) if resume else []
@@ -164,7 +163,7 @@ def _rule(p: Prepared, run: artifacts.RunFolder, anatomy: Anatomy, device: torch
         kinds = class_maps(p.classes, p.settings.model.task)["class_map/type"].numpy()
     return watching.stopping(
         p.model, anatomy, p.rows, p.settings, run.stopping,
-        lambda: train.autocast(p.precision, device.type), kinds,
+        lambda: train.autocast(p.precision, device.type), kinds, steps=p.plan.steps,
     )  # fmt: skip
 
 

@@ -20,8 +20,9 @@ from excise.commands.starting import sides
 from excise.commands.starting.sides import CALIBRATION, WATCH
 from excise.errors import UsageError
 from excise.forward import Anatomy, Step, token_logp, token_rows
+from excise.matched import matched_auc, matched_gap
 from excise.metrics.measure import evaluating
-from excise.stopping import Check, Stopping, inside, matched_auc, matched_gap
+from excise.stopping import Check, Stopping, inside
 from excise.tasks.token_classification import ClassExample
 
 BATCH = 32
@@ -40,6 +41,8 @@ def stopping(
     folder: Path,
     autocast: Callable,
     kinds: NDArray[np.int64] | None = None,
+    *,
+    steps: int | None = None,
 ) -> Stopping:
     """The rule of a run, ready to be asked after each step; the model is still the original.
 
@@ -51,6 +54,7 @@ def stopping(
         folder: Where it keeps what it saw.
         autocast: The precision of the run.
         kinds: For classifiers, the type of each class, 0 for none (O): units are then the tokens of the others.
+        steps: Of the run.
 
     Raises:
         UsageError: No type is among the forgotten entities and among those that they would be held against.
@@ -74,7 +78,7 @@ def stopping(
     with evaluating(model):
         before = float(np.exp(units(WATCH)[0]).mean())
 
-    def look(step: int) -> Check:
+    def look(step: float) -> Check:
         with evaluating(model):
             both = (*units("forget"), *units(CALIBRATION))
             seen = Check(step, matched_auc(*both), None, matched_gap(*both))
@@ -82,7 +86,7 @@ def stopping(
                 return seen
             return replace(seen, quality=float(np.exp(units(WATCH)[0]).mean()) / max(before, 1e-12))
 
-    return Stopping(model, settings.stop, folder, look, writes=folders.main_rank())
+    return Stopping(model, settings.stop, folder, look, steps=steps, writes=folders.main_rank())
 
 
 def row_likelihoods(model: nn.Module, rows: sides.Rows, side: str) -> NDArray[np.float64]:

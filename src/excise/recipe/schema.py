@@ -282,9 +282,8 @@ class Stop:
         near: How far above the band checks begin to be made as often as the statistic moves fast, every step inside,
             and how far below it every step still is looked at.
         patience: Checks after the best one before giving up on a better one.
-        average: Judge and keep the mean of the weights at the checks of so many steps, the present one included; 1 for
-            the present weights alone. One step moves the statistic by about ``1 / average`` of what it would.
-        finer: Share of the learning rate that is left while the statistic is within ``near`` of the band.
+        between: Where one check is above the band's middle and the next below it, at most so many mixes of both weights
+            are checked too, to end at the middle. Checks are then ``every`` steps apart or further, without ``near``.
     """
 
     rule: Literal["none", "two_sided"] = "none"
@@ -298,8 +297,7 @@ class Stop:
     every: int = 5
     near: float = 0.15
     patience: int = 5
-    average: int = 1
-    finer: float = 1.0
+    between: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ LEAST = {
     "optimiser.clip": 0, "stop.after": 0,
     "evaluate.batch_tokens": 1, "evaluate.max_rows": 1, "evaluate.generate": 0, "evaluate.savings_steps": 0,
     "checkpoint_every": 0, "statistics.rows": 1, "statistics.layers_at_once": 1, "log_every": 1, "seed": 0,
-    "stop.average": 1,
+    "stop.between": 0, "stop.every": 1,
 }  # fmt: skip
-ABOVE_ZERO = ("schedule.epochs", "optimiser.lr", "optimiser.adamw_lr", "evaluate.relearn_lr", "stop.finer")
+ABOVE_ZERO = ("schedule.epochs", "optimiser.lr", "optimiser.adamw_lr", "evaluate.relearn_lr")
 MOST = {"optimiser.warmup": 1, "optimiser.floor": 1, "optimiser.tail": 1, "stop.after": 1, "seed": 2**32 - 1}
 
 #: Statistic of the stopping rule -> its value where forgotten and never-seen rows meet.
@@ -46,8 +46,6 @@ def check(settings: recipe.Recipe) -> None:
         value = _value(settings, key)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UsageError(f"{key} is {value}: give a number above 0")
-    if settings.stop.finer > 1:
-        raise UsageError(f"stop.finer is {settings.stop.finer}: give a share of the learning rate, above 0 and up to 1")
     (low, high), met = settings.stop.band, MET[settings.stop.statistic]
     if not low <= met <= high:
         raise UsageError(
