@@ -151,6 +151,20 @@ def test_where_the_middle_costs_too_much_it_goes_back_up(tmp_path: Path) -> None
     assert 0.02 < gap(model.weight.item()) <= 0.05
 
 
+def test_a_look_in_the_band_whose_retained_are_not_good_enough_is_searched_upwards(tmp_path: Path) -> None:
+    """Step 10 lies just above the middle and costs too much; weights before it, at the upper edge, do not."""
+
+    def gap(weight: float) -> float:
+        return 0.04 * (10.1 - weight)
+
+    model, rule, step = walked(tmp_path, gap, lambda w: 0.95 if gap(w) > 0.02 else 0.85)
+    assert (rule.roll_back() is not None, step) == (True, 15)
+    assert 0.02 < gap(model.weight.item()) <= 0.05
+    mixed = [c.step for c in rule.checks if c.step % 1]
+    assert mixed, "looked for"
+    assert max(mixed) < 10, "and not again where all is below what it aims at"
+
+
 def test_no_more_mixes_than_asked_for_and_none_where_the_middle_was_not_passed(tmp_path: Path) -> None:
     _, rule, _ = walked(tmp_path / "a", lambda w: 0.3 if w < 11.3 else -0.3, between=2, steps=15)
     assert sum(c.step % 1 > 0 for c in rule.checks) == 2, "a jump that no mix is at the middle of"

@@ -150,8 +150,8 @@ def clear(folder: Path) -> None:
 class Stopping:
     """The rule at work: looks, decides, keeps the best weights aside, and goes back to them.
 
-    Where the recipe searches ``between`` looks, one that falls to the middle or below it after one above is followed by
-    looks at mixes of the weights of both; training goes on from the present ones.
+    Where the recipe searches ``between`` looks, one below the middle after one above it (or one in the band whose
+    retained are not good enough) is followed by looks at mixes of both weights; training goes on from the present ones.
 
     Args:
         model: Whose trained parameters are kept.
@@ -218,28 +218,30 @@ class Stopping:
         return seen
 
     def _search(self) -> None:
-        """Where the last two looks lie on either side of the middle, look at mixes of their weights until one is there.
-
-        Where the retained are not good enough at the middle, the search goes back up to the band's upper edge.
-        """
+        """Where the last two looks lie on either side of the aim, look at mixes of their weights until one is there."""
         if len(self.checks) < 2 or not self.stretch.start:
             return
-        (low, high), settings = self.settings.band, self.settings
-        aim, (last, now) = (low + high) / 2, self.checks[-2:]
-        above, below = (0.0, aimed(last, settings)), (1.0, aimed(now, settings))
+        (low, high), (last, now) = self.settings.band, self.checks[-2:]
+        above, below = (0.0, aimed(last, self.settings)), (1.0, aimed(now, self.settings))
+        aim = self._aim(last, self._aim(now, (low + high) / 2))
         if not above[1] > aim > below[1]:
             return
         with self.stretch.walked() as go:
-            for _ in range(settings.between):
+            for _ in range(self.settings.between):
                 share = crossing(above, below, aim)
                 go(share)
                 seen = self._see(round(last.step + share * (now.step - last.step), 3))
-                value, enough_left = aimed(seen, settings), admissible(seen, settings)
-                if enough_left and abs(value - aim) <= CLOSE * (high - low):
+                value = aimed(seen, self.settings)
+                if admissible(seen, self.settings) and abs(value - aim) <= CLOSE * (high - low):
                     return
-                if inside(seen, settings) and not enough_left:
-                    aim = (max(value, aim) + high) / 2
+                aim = self._aim(seen, aim)
                 above, below = ((share, value), below) if value > aim else (above, (share, value))
+
+    def _aim(self, seen: Check, aim: float) -> float:
+        """What a search looks for: the middle, or nearer to the upper edge where the retained are not good enough."""
+        if inside(seen, self.settings) and not admissible(seen, self.settings):
+            return (max(aimed(seen, self.settings), aim) + self.settings.band[1]) / 2
+        return aim
 
     def save(self, checkpoint: Path) -> None:
         """Write what a resumed run needs into a checkpoint, before it is sealed."""
