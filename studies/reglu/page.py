@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import width
 from rows import AIMED, LOSSES, MAIN, OTHER_STARTS, OTHERS, STARTS
 from study import Study
 
@@ -62,6 +63,7 @@ def write(rows: Sequence[Row], study: Study, *, docs: bool) -> None:
         **{f"SWEEP{s[-2:]}": sweeps(rows, s, study.better()) for s in ("forget10", "forget01")},
         "LONGER": longer(rows),
         "AIMED": aimed(rows),
+        "WIDTHS": widths(study.out),
         "ROLSHARE": rol_share(rows),
         "GEOMETRY": geometry_table(rows),
         "COSTS": cost_table(costs),
@@ -258,6 +260,22 @@ def aimed(rows: Sequence[Row]) -> str:
         body += [[title, f"**{role}**", "", *_cells([r])] for role, r in roles]
         body += [[title, TITLES[r["start"]], f"{r['lr']:.2g}", *_cells([r])] for r in own]
     return _table(["forgotten", "start", "rate", *COLUMNS], body) if body else ""
+
+
+def widths(out: Path) -> str:
+    """RILA with and without ROL, and plain LoRA, in a small world at several widths: means over seeds."""
+    columns = ("forget_probability", "retain_probability", "relearned_probability", "entanglement")
+    body = []
+    for size, own in width.found(out).items():
+        for role in ("original", "gold"):
+            body += [[str(size), f"**{role}**", "", "", *(_cell([r], m) for m in columns)]
+                     for r in own if r["group"] == role]  # fmt: skip
+        for start, lr in sorted({(r["start"], r["lr"]) for r in own if "lr" in r}):
+            same = [r for r in own if (r.get("start"), r.get("lr")) == (start, lr)]
+            cells = [_cell(same, m) for m in columns]
+            body.append([str(size), TITLES[start], f"{lr:.2g}", str(len(same)), *cells])
+    head = ["width", "start", "rate", "seeds", "forget p", "untouched p", "relearned", "entanglement"]
+    return _table(head, body) if body else ""
 
 
 def rol_share(rows: Sequence[Row]) -> str:

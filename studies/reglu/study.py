@@ -56,7 +56,6 @@ class Study:
     def recipe(self, loss: str, start: str, split: str) -> dict[str, Any]:
         """A row's recipe as plain values, before tuning."""
         initialise, rol = listed.STARTS[start]
-        tried = listed.rates(loss, start)
         strangers = tofu_tiny.strangers(self.tiny, self.size.world)["strangers"]
         return {
             "model": {
@@ -74,7 +73,7 @@ class Study:
             "initialise": initialise,
             "statistics": {**STATISTICS, "cache": str(self.out / "statistics")},
             "schedule": {"steps": self.size.steps, "forget_batch": 12, "retain_batch": 12},
-            "optimiser": {"lr": tried[len(tried) // 4], "warmup": 0.1, "decay": "linear"},
+            "optimiser": {"lr": listed.untried(loss, start), "warmup": 0.1, "decay": "linear"},
             "evaluate": {
                 "gold": str(self.tiny / "models" / f"gold-{split}" / "model"), "max_rows": self.size.measured,
                 "generate": self.size.generate, "relearn_lr": 5e-4, "relearn_steps": [0, 4, 16], "map": "none",
@@ -87,7 +86,7 @@ class Study:
         """Best of four rates on authors 86-90 (5 %), carried over to every split; `trials` 0: untuned."""
         space = {"optimiser.lr": listed.rates(loss, start)}
         if not self.size.trials or loss == listed.AIMED:
-            return {"best": {"optimiser.lr": self.recipe(loss, start, "tune05")["optimiser"]["lr"]}, "trials": 0}
+            return {"best": {"optimiser.lr": listed.untried(loss, start)}, "trials": 0}
         done = self.out / "tuned" / f"{loss}-{start}.json"
         if not done.is_file():
             thinned.models(self.tiny, self.size.world, "original", "gold-tune05")
