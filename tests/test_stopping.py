@@ -166,7 +166,7 @@ def test_without_anything_admissible_weights_stay_and_it_says_so(tmp_path: Path)
 
 
 def test_the_picture_shows_the_retained_where_they_were_read() -> None:
-    def shown(kept: int | None, *checks: tuple[int, float, float | None]) -> Figure:
+    def shown(kept: float | None, *checks: tuple[float, float, float | None]) -> Figure:
         seen = [dict(zip(("step", "auc", "quality"), c, strict=True)) for c in checks]
         found = figure({"band": [0.45, 0.55], "quality": 0.98, "checks": seen, "kept": kept})
         assert found is not None
@@ -175,6 +175,10 @@ def test_the_picture_shows_the_retained_where_they_were_read() -> None:
     both = shown(9, (5, 0.7, None), (7, 0.6, None), (8, 0.54, 0.97), (9, 0.5, 0.99))
     assert "from 0.700 to 0.500" in both.panels[0].label
     assert "from 0.970 to 0.990" in both.panels[1].label
+    assert "the weights after step 9." in both.caption
+    mixed = shown(7.6, (5, 0.7, None), (7.6, 0.5, 0.97), (9, 0.4, None))
+    assert "a mix of the weights" in mixed.caption
+    assert "(at step 7.6)" in mixed.caption
     never = shown(None, (5, 0.7, None), (7, 0.6, None))
     assert (len(never.panels), "Second" in never.caption) == (1, False)
 
