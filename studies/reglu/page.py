@@ -211,7 +211,7 @@ def targets(rows: Sequence[Row]) -> str:
             met = [quality is not None and quality > QUALITY, share is not None and share >= -UTILITY,
                    row["privleak_90"]["equivalent"]]  # fmt: skip
             body.append([
-                title, f"{LOSS_TITLES[row['loss']]}, {TITLES[row['start']]}, seed {row['seed']}",
+                title, _named(row),
                 "not shown" if quality is None else f"{quality:.2f}: {_yes(met[0])}",
                 "not shown" if share is None else f"{100 * share:+.1f} %: {_yes(met[1])}",
                 f"{leak}: {_yes(met[2])}", str(sum(met)),
@@ -219,6 +219,11 @@ def targets(rows: Sequence[Row]) -> str:
     head = ["forgotten", "row", f"log10 FQ above {QUALITY}", "utility within 3 % of the gold's",
             "PrivLeak, 90 % interval, within 10 points", "met"]  # fmt: skip
     return _table(head, body) if body else ""
+
+
+def _named(row: Row) -> str:
+    end = f"{row['changes']['schedule.steps']} steps" if row["group"] == "aimed" else f"seed {row['seed']}"
+    return f"{LOSS_TITLES[row['loss']]}, {TITLES[row['start']]}, {end}"
 
 
 def _yes(met: bool) -> str:
@@ -258,8 +263,8 @@ def aimed(rows: Sequence[Row]) -> str:
         own = [r for start in TITLES for r in found if (r["start"], r["split"]) == (start, split)]
         roles = [(role, r) for role in ("original", "gold") if own and (r := _one(rows, role, split))]
         body += [[title, f"**{role}**", "", *_cells([r])] for role, r in roles]
-        body += [[title, TITLES[r["start"]], f"{r['lr']:.2g}", *_cells([r])] for r in own]
-    return _table(["forgotten", "start", "rate", *COLUMNS], body) if body else ""
+        body += [[title, TITLES[r["start"]], f"{r['changes']['schedule.steps']}", *_cells([r])] for r in own]
+    return _table(["forgotten", "start", "steps", *COLUMNS], body) if body else ""
 
 
 def widths(out: Path) -> str:

@@ -128,6 +128,8 @@ def _aimed() -> Iterator[Row]:
     """A loss that ends where rows lie that nobody saw, sixteen times as long and with four times the rank."""
     for split, start in itertools.product(("forget10", "forget05", "forget01"), AIMED_RATES):
         yield Row(f"aimed-{start}-{split}", AIMED, start, split, 0, "aimed", _AIMED)
+    longer = {**_AIMED, "schedule.steps": 1280}  # as many passes over the 200 rows as the others make over 100
+    yield Row("aimed-rila-forget10-longer", AIMED, "rila", "forget10", 0, "aimed", longer)
 
 
 def _main(loss: str, start: str, split: str, seed: int) -> Row:
