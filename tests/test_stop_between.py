@@ -165,6 +165,18 @@ def test_a_look_in_the_band_whose_retained_are_not_good_enough_is_searched_upwar
     assert max(mixed) < 10, "and not again where all is below what it aims at"
 
 
+def test_a_look_at_the_middle_is_enough(tmp_path: Path) -> None:
+    """Step 10 is 0.004 above the middle; without the search the run goes on until it has crossed it."""
+
+    def gap(weight: float) -> float:
+        return 0.04 * (10.1 - weight)
+
+    _, rule, step = walked(tmp_path / "a", gap)
+    assert ([c.step for c in rule.checks], step) == ([5, 10], 10)
+    _, rule, step = walked(tmp_path / "b", gap, between=0)
+    assert step == 11
+
+
 def test_no_more_mixes_than_asked_for_and_none_where_the_middle_was_not_passed(tmp_path: Path) -> None:
     _, rule, _ = walked(tmp_path / "a", lambda w: 0.3 if w < 11.3 else -0.3, between=2, steps=15)
     assert sum(c.step % 1 > 0 for c in rule.checks) == 2, "a jump that no mix is at the middle of"

@@ -71,12 +71,17 @@ def best(checks: Sequence[Check], settings: recipe.Stop) -> Check | None:
 
 
 def enough(checks: Sequence[Check], settings: recipe.Stop) -> bool:
-    """Whether to stop: something admissible was seen, and the run has crossed the middle or no longer comes nearer."""
+    """Whether to stop: something admissible was seen, and the run has crossed the middle or no longer comes nearer.
+
+    Where looks are rare (``between``) one at the middle, give or take `CLOSE`, is enough.
+    """
     found = best(checks, settings)
     if found is None:
         return False
-    later = [c for c in checks if c.step > found.step]
-    return aimed(checks[-1], settings) <= sum(settings.band) / 2 or len(later) >= settings.patience
+    (low, high), later = settings.band, [c for c in checks if c.step > found.step]
+    middle, close = (low + high) / 2, CLOSE * (high - low) if settings.between else 0.0
+    there = abs(aimed(found, settings) - middle) <= close or aimed(checks[-1], settings) <= middle
+    return there or len(later) >= settings.patience
 
 
 def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
