@@ -165,6 +165,19 @@ def test_a_look_in_the_band_whose_retained_are_not_good_enough_is_searched_upwar
     assert max(mixed) < 10, "and not again where all is below what it aims at"
 
 
+def test_a_run_that_has_left_the_band_behind_ends(tmp_path: Path) -> None:
+    """Nowhere are the retained good enough: six looks further and further below the band are enough to know."""
+
+    def gap(weight: float) -> float:
+        return 0.03 * (10.1 - weight)
+
+    _, rule, step = walked(tmp_path / "a", gap, lambda w: 0.1, steps=99, patience=5)
+    below = [c for c in rule.checks if (c.gap or 0.0) < -0.05]
+    assert (len(below), step, rule.roll_back()) == (6, 40, None)
+    _, rule, step = walked(tmp_path / "b", lambda w: -0.4 + 0.001 * w, lambda w: 0.1, steps=60, patience=5)
+    assert step == 60, "it comes back up"
+
+
 def test_a_look_at_the_middle_is_enough(tmp_path: Path) -> None:
     """Step 10 is 0.004 above the middle; without the search the run goes on until it has crossed it."""
 

@@ -84,6 +84,17 @@ def enough(checks: Sequence[Check], settings: recipe.Stop) -> bool:
     return there or len(later) >= settings.patience
 
 
+def passed(checks: Sequence[Check], settings: recipe.Stop) -> bool:
+    """Whether the band lies behind for good: nothing was admissible, and ``patience`` looks below it lead further down.
+
+    Only where looks are searched ``between``, so that none was jumped over; after a collapse the looks lead back up.
+    """
+    late = [aimed(c, settings) for c in checks[-settings.patience - 1 :]]
+    if not settings.between or best(checks, settings) is not None or len(late) <= settings.patience:
+        return False
+    return max(late) < settings.band[0] and late[-1] < late[0]
+
+
 def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
     """Whether to look after this step: as rarely as the band allows, since a look reads several times what a step does.
 
@@ -192,8 +203,8 @@ class Stopping:
 
     @property
     def decided(self) -> bool:
-        """Whether the checks so far already end the run: an interrupted one may only have weights left to save."""
-        return bool(self.checks) and enough(self.checks, self.settings)
+        """Whether the checks so far end the run: an interrupted one may only have weights left to save."""
+        return bool(self.checks) and (enough(self.checks, self.settings) or passed(self.checks, self.settings))
 
     def begin(self, step: int, checkpoint: Path | None = None) -> None:
         """Start after ``step``: what an interrupted run saw later is seen again, to the same numbers."""
@@ -213,7 +224,7 @@ class Stopping:
             self.stretch.begin()
         if self.writes:
             files.write_json(self.folder / "checks.json", [asdict(c) for c in self.checks])
-        return enough(self.checks, self.settings)
+        return self.decided
 
     def _see(self, step: float) -> Check:
         seen = self.look(step)

@@ -281,7 +281,8 @@ class Stop:
         every: Steps between checks while the statistic is far from the band.
         near: How far above the band checks begin to be made as often as the statistic moves fast, every step inside,
             and how far below it every step still is looked at.
-        patience: Checks after the best one before giving up on a better one.
+        patience: Checks after the best one before giving up on a better one; with ``between`` also checks below the
+            band that lead further down, before giving up on any.
         between: Where one check is above the band's middle and the next below it, at most so many mixes of both weights
             are checked too, to end at the middle. Checks are then ``every`` steps apart or further, without ``near``.
     """
