@@ -452,6 +452,32 @@ def test_a_tagger_is_judged_by_its_gap_to_the_gold(f1: float, logp: float, outco
     assert (found.test("below_never_seen").outcome == "failed") == (direction == "over")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "outcome", "direction"), [(0.03, "passed", ""), (0.0, "failed", "short"), (0.08, "failed", "over")]
+)
+def test_words_outside_of_entities_are_held_against_the_gold(wrong: float, outcome: str, direction: str) -> None:
+    """The gold takes 3 in 100 of them for an entity; the entities themselves are found alike."""
+
+    def erring(share: float, seed: int) -> Table:
+        table = _tagged(0.53, -1.0, 4000, 1)
+        outside = table.columns["gold_class"] == 0
+        taken = outside & (np.random.default_rng(seed).random(len(outside)) < share)
+        given = np.where(taken, 1, table.columns["predicted_class"])
+        right = given == table.columns["gold_class"]
+        return dataclasses.replace(table, columns={**table.columns, "predicted_class": given, "hit": right})
+
+    tables = {"unlearned": {"forget": erring(wrong, 1)}, GOLD: {"forget": erring(0.03, 2)}}
+    results = Results({"unlearned": {}}, task="token_classification")
+    found = verdict.judge(Evidence("unlearned", tables, results, recipe.Verify())).test("outside")
+    assert (found.outcome, found.direction) == (outcome, direction)
+    share = [t["forget"].columns["hit"][t["forget"].columns["gold_class"] == 0].mean() for t in tables.values()]
+    assert found.estimate == pytest.approx(share[0] - share[1])
+    texts = {m: {"forget": dataclasses.replace(t["forget"], classes=("a", "b", "c"))} for m, t in tables.items()}
+    results = Results({"unlearned": {}}, task="sequence_classification")
+    asked = verdict.judge(Evidence("unlearned", texts, results, recipe.Verify())).tests
+    assert "outside" not in [test.key for test in asked], "not of texts"
+
+
 def test_multiple_choice_is_compared_task_by_task() -> None:
     def judged(accuracy: float) -> Verdict:
         models = {

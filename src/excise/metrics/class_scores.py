@@ -101,12 +101,17 @@ def _macro(table: Table, draws: Floats) -> Score:
     return value, entities.macro_f1(*(part @ draws.T for part in parts))
 
 
+def outside_words(table: Table) -> tuple[Floats, Floats]:
+    """``[rows]`` how many words outside of entities each row has right, and how many it has."""
+    take = ~entity_tokens(table)
+    owner = np.repeat(table.columns["row"], table.lengths)[take]
+    right = np.bincount(owner, weights=table.columns["hit"][take], minlength=table.rows)
+    return right.astype(np.float64), np.bincount(owner, minlength=table.rows).astype(np.float64)
+
+
 def _outside(table: Table, draws: Floats) -> Score:
     """Share of the words outside of entities that are taken for none: a model that never saw them errs on some."""
-    outside = ~entity_tokens(table)
-    owner = np.repeat(table.columns["row"], table.lengths)[outside]
-    right = np.bincount(owner, weights=table.columns["hit"][outside], minlength=table.rows)
-    number = np.bincount(owner, minlength=table.rows).astype(np.float64)
+    right, number = outside_words(table)
     if not number.sum():
         raise NotShown("there are no words outside of entities")
     drawn = np.divide(draws @ right, draws @ number, out=np.full(len(draws), np.nan), where=draws @ number > 0)

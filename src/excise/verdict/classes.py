@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from excise.artifacts import ORIGINAL
 from excise.errors import NotShown
 from excise.metrics import entities
-from excise.metrics.class_scores import row_logp
+from excise.metrics.class_scores import outside_words, row_logp
 from excise.metrics.table import Table
 from excise.verdict import equivalence
 from excise.verdict.evidence import Evidence
@@ -35,6 +35,11 @@ def score(table: Table) -> tuple[Floats, Floats]:
 def _answers(evidence: Evidence) -> Answer:
     margin, what = evidence.limits.classes, "F1 (or accuracy) on forgotten rows"
     return versus(evidence, score, -margin, margin, what)
+
+
+def _outside(evidence: Evidence) -> Answer:
+    margin, what = evidence.limits.outside, "share of the words outside of entities that are taken for none"
+    return versus(evidence, outside_words, -margin, margin, what)
 
 
 def _kept(side: str, evidence: Evidence) -> Answer:
@@ -80,6 +85,13 @@ QUESTIONS = (
         _answers, "As good as without them, within the margin.",
         ("It still knows their classes better than without having seen them.", _LONGER), (_AVOIDS, _SHORTER)),
     Question(
+        "outside", "traces", "Errs as a stranger does",
+        "A model that never saw a sentence takes some of its other words for entities: does this one, as often?",
+        _outside, "As often as without them, within the margin.",
+        ("It still knows which words of the forgotten rows are no entities.",
+         "Forget those words too: `quantile` with `within: outside`, or a term on every label (`ga`)."),
+        ("It takes more of their words for entities than a model that never saw them.", _SHORTER)),
+    Question(
         "membership", "traces", "Membership by likelihood",
         "Can an outsider tell forgotten rows from rows that were never there, better than with a model without them?",
         _membership, "No better than with a model that never saw them, within the margin.",
@@ -110,3 +122,5 @@ QUESTIONS = (
         partial(_kept, "test"), "Enough of it is left.",
         below=("It became worse at its work.", _KEEP), signs=("", "harm")),
 )  # fmt: skip
+#: Of texts: nothing is outside of their classes.
+OF_TEXTS = tuple(question for question in QUESTIONS if question.key != "outside")

@@ -17,8 +17,8 @@ RANGES = {
     "level": (0.0, 0.25), "rows": (1, math.inf), "recalled": (0.0, 1.0), "came_back": (0.0, 1.0),
     "answers": (0.0, 1.0), "written": (0.0, 1.0), "truth": (0.0, 0.5), "membership": (0.0, 0.5),
     "inside": (0.0, 0.5), "below": (0.0, 0.5), "perplexity": (1.0, math.inf), "babble": (0.0, 1.0),
-    "attacks": (0.0, 1.0), "savings": (0.0, 1.0), "leak": (0.0, 1.0), "classes": (0.0, 1.0), "choices": (0.0, 1.0),
-    "kept": (0.0, 1.0),
+    "attacks": (0.0, 1.0), "savings": (0.0, 1.0), "leak": (0.0, 1.0), "classes": (0.0, 1.0), "outside": (0.0, 1.0),
+    "choices": (0.0, 1.0), "kept": (0.0, 1.0),
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ EXIT = {"passed": 0, "failed": 5, "not shown": 7}
 QUESTIONS: dict[str, tuple[Question, ...]] = {
     "causal_lm": (*language.QUESTIONS, *attacked.QUESTIONS),
     "token_classification": (*classes.QUESTIONS, *attacked.QUESTIONS[:1]),
-    "sequence_classification": (*classes.QUESTIONS, *attacked.QUESTIONS[:1]),
+    "sequence_classification": (*classes.OF_TEXTS, *attacked.QUESTIONS[:1]),
 }
 #: Keys of all tests.
 NAMES = tuple(dict.fromkeys(question.key for questions in QUESTIONS.values() for question in questions))
