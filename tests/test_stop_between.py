@@ -151,6 +151,17 @@ def test_where_the_middle_costs_too_much_it_goes_back_up(tmp_path: Path) -> None
     assert 0.02 < gap(model.weight.item()) <= 0.05
 
 
+def test_a_look_below_the_middle_says_nothing_of_the_middle(tmp_path: Path) -> None:
+    """Step 15 lies in the band, below the middle, and costs too much; the middle itself does not."""
+
+    def gap(weight: float) -> float:
+        return 0.04 * (14.3 - weight)
+
+    model, rule, _ = walked(tmp_path, gap, lambda w: 0.95 if gap(w) > -0.015 else 0.85)
+    assert rule.roll_back() is not None
+    assert abs(gap(model.weight.item())) <= CLOSE * 0.1
+
+
 def test_a_look_in_the_band_whose_retained_are_not_good_enough_is_searched_upwards(tmp_path: Path) -> None:
     """Step 10 lies just above the middle and costs too much; weights before it, at the upper edge, do not."""
 

@@ -248,16 +248,20 @@ class Stopping:
                 go(share)
                 seen = self._see(round(last.step + share * (now.step - last.step), 3))
                 value = aimed(seen, self.settings)
-                if admissible(seen, self.settings) and abs(value - aim) <= CLOSE * (high - low):
+                if admissible(seen, self.settings) and abs(value - aim) <= self._close:
                     return
                 aim = self._aim(seen, aim)
                 above, below = ((share, value), below) if value > aim else (above, (share, value))
 
     def _aim(self, seen: Check, aim: float) -> float:
-        """What a search looks for: the middle, or nearer to the upper edge where the retained are not good enough."""
-        if inside(seen, self.settings) and not admissible(seen, self.settings):
-            return (max(aimed(seen, self.settings), aim) + self.settings.band[1]) / 2
-        return aim
+        """What a search looks for: the middle, or nearer to the upper edge where the retained are harmed there."""
+        value, high = aimed(seen, self.settings), self.settings.band[1]
+        harmed = inside(seen, self.settings) and not admissible(seen, self.settings)
+        return (max(value, aim) + high) / 2 if harmed and value >= aim - self._close else aim
+
+    @property
+    def _close(self) -> float:
+        return CLOSE * (self.settings.band[1] - self.settings.band[0])
 
     def save(self, checkpoint: Path) -> None:
         """Write what a resumed run needs into a checkpoint, before it is sealed."""
