@@ -128,8 +128,9 @@ class Study:
         folder, begun = self.out / "rows" / row.name, time.process_time()
         unlearn(settings, out=folder, resume=True, progress=Progress(quiet=True))
         run = artifacts.open_run(folder)
+        beside = beside_gold(run) if settings.evaluate.rewordings else {}
         own = {
-            **row.__dict__, "lr": settings.optimiser.lr, "trials": found["trials"], **beside_gold(run),
+            **row.__dict__, "lr": settings.optimiser.lr, "trials": found["trials"], **beside,
             "monitor": monitored(run), "cpu_seconds": time.process_time() - begun, "commit": self.commit,
         }  # fmt: skip
         (folder / "row.json").write_text(json.dumps(own))
