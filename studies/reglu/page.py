@@ -268,7 +268,7 @@ def aimed(rows: Sequence[Row]) -> str:
 
 
 def widths(out: Path) -> str:
-    """RILA with and without ROL, and plain LoRA, in a small world at several widths: means over seeds."""
+    """RILA with and without ROL in a small world at several widths: means over seeds."""
     columns = ("forget_probability", "retain_probability", "relearned_probability", "entanglement")
     body = []
     for size, own in width.found(out).items():
