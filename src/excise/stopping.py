@@ -137,8 +137,8 @@ def crossing(above: tuple[float, float], below: tuple[float, float], aim: float)
     Source: regula falsi, kept off the ends.
 
     Example:
-        >>> crossing((0.0, 0.3), (1.0, -0.1), 0.0), crossing((0.0, 0.3), (1.0, 0.0), 0.0)
-        (0.75, 0.9)
+        >>> crossing((0.0, 0.25), (1.0, -0.25), 0.0), crossing((0.0, 0.25), (1.0, 0.0), 0.0)
+        (0.5, 0.9)
     """
     (start, high), (end, low) = above, below
     share = (high - aim) / (high - low) if high > low else 0.5
