@@ -171,7 +171,7 @@ def test_a_look_in_the_band_whose_retained_are_not_good_enough_is_searched_upwar
     model, rule, step = walked(tmp_path, gap, lambda w: 0.95 if gap(w) > 0.02 else 0.85)
     assert (rule.roll_back() is not None, step) == (True, 15)
     assert 0.02 < gap(model.weight.item()) <= 0.05
-    mixed = [c.step for c in rule.checks if c.step % 1]
+    mixed = [c.step for c in rule.checks if c.at is not None]
     assert mixed, "looked for"
     assert max(mixed) < 10, "and not again where all is below what it aims at"
 
@@ -201,11 +201,24 @@ def test_a_look_at_the_middle_is_enough(tmp_path: Path) -> None:
     assert step == 11
 
 
+def test_mixes_of_a_look_that_is_made_again_are_forgotten(tmp_path: Path) -> None:
+    """Gone on with from a checkpoint of step 12, a run has not yet seen what it mixed after step 15."""
+    _, rule, _ = walked(tmp_path, lambda w: 0.04 * (11.3 - w), lambda w: 0.1, steps=15)
+    mixed = [c for c in rule.checks if c.at is not None]
+    assert [(10 < c.step < 15, c.at) for c in mixed] == [(True, 15)] * 6
+    assert min(c.step for c in mixed) < 12
+    for step, left in ((12, [5, 10]), (15, [c.step for c in rule.checks])):
+        again = Stopping(nn.Linear(1, 1), rule.settings, tmp_path, lambda step: Check(step, 0.5, None))
+        again.begin(step)
+        assert [c.step for c in again.checks] == left
+    assert again.checks == rule.checks
+
+
 def test_no_more_mixes_than_asked_for_and_none_where_the_middle_was_not_passed(tmp_path: Path) -> None:
     _, rule, _ = walked(tmp_path / "a", lambda w: 0.3 if w < 11.3 else -0.3, between=2, steps=15)
-    assert sum(c.step % 1 > 0 for c in rule.checks) == 2, "a jump that no mix is at the middle of"
+    assert sum(c.at is not None for c in rule.checks) == 2, "a jump that no mix is at the middle of"
     _, rule, _ = walked(tmp_path / "b", lambda w: 0.3, steps=15)
-    assert all(c.step % 1 == 0 for c in rule.checks)
+    assert all(c.at is None for c in rule.checks)
 
 
 def test_looks_are_rare_where_the_middle_is_far_and_the_last_step_is_looked_at(tmp_path: Path) -> None:
@@ -261,8 +274,8 @@ def test_a_run_ends_with_the_mix_that_its_best_check_saw(
     quiet(small.recipe(tmp_path / "run", **FALLS))
     seen = json.loads((tmp_path / "run" / "manifest.json").read_text())["stopping"]
     at = seen["kept"]
-    assert at != int(at), "a mix was kept"
-    looked = [int(c["step"]) for c in seen["checks"] if c["step"] == int(c["step"])]
+    assert next(c["at"] for c in seen["checks"] if c["step"] == at) is not None, "a mix was kept"
+    looked = [c["step"] for c in seen["checks"] if c["at"] is None]
     first, last = max(s for s in looked if s < at), min(s for s in looked if s > at)
     share = (at - first) / (last - first)
     for name, value in weights(tmp_path / "run").items():
@@ -275,7 +288,7 @@ def test_a_resumed_run_decides_as_one_that_was_left_alone(small: SmallWorld, tmp
     changes = {**FALLS, "checkpoint_every": 1}
     quiet(small.recipe(whole, **changes))
     checks = json.loads((whole / "stopping" / "checks.json").read_text())
-    mixed = next(c["step"] for c in checks if c["step"] != int(c["step"]))
+    mixed = next(c["step"] for c in checks if c["at"] is not None)
     own = small.recipe(broken, **changes)
     prepared = preparing.prepare_unlearning(own, sides.of(own), resume=False)
     left = [

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,14 @@ class Check:
         auc: `matched.matched_auc`; a half where the two meet.
         quality: Probability of the retained, 1 = before. Outside the band they decide nothing and are not read: None.
         gap: `matched.matched_gap`; 0 where the two meet. None in runs of a time before it was kept.
+        at: Of a mix the step after which it was looked at, which is the later end of the way; else None.
     """
 
     step: float
     auc: float
     quality: float | None
     gap: float | None = None
+    at: int | None = None
 
 
 def aimed(check: Check, settings: recipe.Stop) -> float:
@@ -212,7 +214,7 @@ class Stopping:
             self.stretch.load(checkpoint)
         path = self.folder / "checks.json"
         saved = json.loads(path.read_text()) if path.is_file() else []
-        self.checks = [Check(**entry) for entry in saved if entry["step"] <= step]
+        self.checks = [c for c in (Check(**entry) for entry in saved) if (c.at or c.step) <= step]
 
     def __call__(self, step: int) -> bool:
         """Look if it is time to; true ends the run."""
@@ -220,20 +222,20 @@ class Stopping:
             return False
         self._see(step)
         if self.settings.between:
-            self._search()
+            self._search(step)
             self.stretch.begin()
         if self.writes:
             files.write_json(self.folder / "checks.json", [asdict(c) for c in self.checks])
         return self.decided
 
-    def _see(self, step: float) -> Check:
-        seen = self.look(step)
+    def _see(self, step: float, at: int | None = None) -> Check:
+        seen = replace(self.look(step), at=at)
         self.checks = sorted([*self.checks, seen], key=lambda c: c.step)
         if best(self.checks, self.settings) is seen:
             self._keep(step)
         return seen
 
-    def _search(self) -> None:
+    def _search(self, step: int) -> None:
         """Where the last two looks lie on either side of the aim, look at mixes of their weights until one is there."""
         if len(self.checks) < 2 or not self.stretch.start:
             return
@@ -246,7 +248,7 @@ class Stopping:
             for _ in range(self.settings.between):
                 share = crossing(above, below, aim)
                 go(share)
-                seen = self._see(round(last.step + share * (now.step - last.step), 3))
+                seen = self._see(round(last.step + share * (now.step - last.step), 3), at=step)
                 value = aimed(seen, self.settings)
                 if admissible(seen, self.settings) and abs(value - aim) <= self._close:
                     return

@@ -53,7 +53,7 @@ def figure(stopping: Any) -> Figure | None:
             "Second: the probability of retained rows as a share of the original's, looked at while the first is "
             "admissible. "
         )
-    ended = "None was kept." if kept is None else f"Kept: {_of(float(kept['step']))}."
+    ended = "None was kept." if kept is None else f"Kept: {_of(kept)}."
     return Figure(
         "stopping",
         "When it stopped",
@@ -68,10 +68,10 @@ def figure(stopping: Any) -> Figure | None:
     )
 
 
-def _of(step: float) -> str:
-    if step == int(step):
-        return f"the weights after step {step:.0f}"
-    return f"a mix of the weights of the steps before and after it that were looked at (at step {step:.1f})"
+def _of(kept: Mapping[str, Any]) -> str:
+    if kept.get("at") is None:
+        return f"the weights after step {kept['step']}"
+    return f"a mix of the weights of the steps before and after it that were looked at (at step {kept['step']:.1f})"
 
 
 def _panel(
