@@ -54,6 +54,16 @@ def aimed(check: Check, settings: recipe.Stop) -> float:
     return math.nan if value is None else value
 
 
+def middle(settings: recipe.Stop) -> float:
+    """What the rule aims at: the middle of its band."""
+    return sum(settings.band) / 2
+
+
+def close(settings: recipe.Stop) -> float:
+    """How near to its aim a search ends: `CLOSE` of the band's width."""
+    return CLOSE * (settings.band[1] - settings.band[0])
+
+
 def inside(check: Check, settings: recipe.Stop) -> bool:
     """Whether the statistic is in the band, so that the retained rows decide."""
     low, high = settings.band
@@ -67,9 +77,8 @@ def admissible(check: Check, settings: recipe.Stop) -> bool:
 
 def best(checks: Sequence[Check], settings: recipe.Stop) -> Check | None:
     """The admissible check nearest to the middle of the band; the better quality where two are as near."""
-    middle = sum(settings.band) / 2
     allowed = [c for c in checks if admissible(c, settings)]
-    return min(allowed, key=lambda c: (abs(aimed(c, settings) - middle), -(c.quality or 0.0)), default=None)
+    return min(allowed, key=lambda c: (abs(aimed(c, settings) - middle(settings)), -(c.quality or 0.0)), default=None)
 
 
 def enough(checks: Sequence[Check], settings: recipe.Stop) -> bool:
@@ -80,9 +89,9 @@ def enough(checks: Sequence[Check], settings: recipe.Stop) -> bool:
     found = best(checks, settings)
     if found is None:
         return False
-    (low, high), later = settings.band, [c for c in checks if c.step > found.step]
-    middle, close = (low + high) / 2, CLOSE * (high - low) if settings.between else 0.0
-    there = abs(aimed(found, settings) - middle) <= close or aimed(checks[-1], settings) <= middle
+    later, near = [c for c in checks if c.step > found.step], close(settings) if settings.between else 0.0
+    aim = middle(settings)
+    there = abs(aimed(found, settings) - aim) <= near or aimed(checks[-1], settings) <= aim
     return there or len(later) >= settings.patience
 
 
@@ -111,13 +120,13 @@ def due(step: int, checks: Sequence[Check], settings: recipe.Stop) -> bool:
         ...  for a, b in ((0.9, 0.8), (0.65, 0.63), (0.68, 0.6), (0.6, 0.5))]
         [[15], [13, 14, 15], [11, 12, 13, 14, 15], [11, 12, 13, 14, 15]]
     """
-    (low, high), middle = settings.band, sum(settings.band) / 2
+    low, high = settings.band
     late = [(c.step, aimed(c, settings)) for c in checks[-4:]]
     if not late:
         return step % settings.every == 0
     last, value = late[-1]
     fastest = max((abs(v - u) / (t - s) for (s, u), (t, v) in pairwise(late)), default=math.inf)
-    there = (value - middle) / fastest if fastest else math.inf
+    there = (value - middle(settings)) / fastest if fastest else math.inf
     if settings.between:
         return step - last >= min(max(there, settings.every), STRIDE * settings.every)
     if max(value - high, low - value) > settings.near:
@@ -239,9 +248,9 @@ class Stopping:
         """Where the last two looks lie on either side of the aim, look at mixes of their weights until one is there."""
         if len(self.checks) < 2 or not self.stretch.start:
             return
-        (low, high), (last, now) = self.settings.band, self.checks[-2:]
+        last, now = self.checks[-2:]
         above, below = (0.0, aimed(last, self.settings)), (1.0, aimed(now, self.settings))
-        aim = self._aim(last, self._aim(now, (low + high) / 2))
+        aim = self._aim(last, self._aim(now, middle(self.settings)))
         if not above[1] > aim > below[1]:
             return
         with self.stretch.walked() as go:
@@ -250,7 +259,7 @@ class Stopping:
                 go(share)
                 seen = self._see(round(last.step + share * (now.step - last.step), 3), at=step)
                 value = aimed(seen, self.settings)
-                if admissible(seen, self.settings) and abs(value - aim) <= self._close:
+                if admissible(seen, self.settings) and abs(value - aim) <= close(self.settings):
                     return
                 aim = self._aim(seen, aim)
                 above, below = ((share, value), below) if value > aim else (above, (share, value))
@@ -259,11 +268,7 @@ class Stopping:
         """What a search looks for: the middle, or nearer to the upper edge where the retained are harmed there."""
         value, high = aimed(seen, self.settings), self.settings.band[1]
         harmed = inside(seen, self.settings) and not admissible(seen, self.settings)
-        return (max(value, aim) + high) / 2 if harmed and value >= aim - self._close else aim
-
-    @property
-    def _close(self) -> float:
-        return CLOSE * (self.settings.band[1] - self.settings.band[0])
+        return (max(value, aim) + high) / 2 if harmed and value >= aim - close(self.settings) else aim
 
     def save(self, checkpoint: Path) -> None:
         """Write what a resumed run needs into a checkpoint, before it is sealed."""
