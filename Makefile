@@ -29,6 +29,7 @@ venv: $(STAMP)  ## make .venv with Python 3.11 and the tested versions
 
 # Redone when the dependencies change. An older .venv is completed in place; one that does not start is made anew.
 # torch comes first and alone: the build it is installed in then satisfies everybody else, and pip never looks for another.
+# What builds from source (excise itself, seqeval) is built without isolation, so its builders come before it.
 $(STAMP): pyproject.toml constraints.txt
 	@if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; then \
 		if [ -z "$(PYTHON)" ]; then echo "excise needs Python 3.11: install it, or: make venv PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
@@ -38,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 		'import sys, urllib.request as r; r.urlopen(sys.argv[1] + "/torch/", timeout=10)' "$(TORCH_INDEX)" >/dev/null 2>&1; \
 		then index="--extra-index-url $(TORCH_INDEX)"; fi; \
 	$(PIP) $$index "$(TORCH)"
-	@$(PIP) setuptools hatchling editables
+	@$(PIP) setuptools setuptools-scm hatchling editables
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from excise.objectives import FORGET
 from excise.objectives.forget_class import bad_teacher_tokens, drawn, outside_tokens, random_tokens
 from excise.records import Record
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "studies" / "deepcut"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "studies" / own) for own in ("deepcut", "")]
+twin: Any = __import__("twin")
 kga: Any = __import__("kga")
 sisa: Any = __import__("sisa")
 splits: Any = __import__("splits")
@@ -187,13 +189,18 @@ def tagged(predicted: list[list[int]]) -> dict[str, Table]:
     return {"forget": Table("forget", len(predicted), columns, ("O", "B-x", "I-x"))}
 
 
-def run_of(folder: Path, mine: list[list[int]], gold: list[list[int]]) -> tuple[Path, float]:
+def run_of(folder: Path, mine: list[list[int]], gold: list[list[int]]) -> tuple[dict[str, Any], float]:
+    """A row of the study, as its line in the twin gives it back, and the gap that its run reports."""
     tables = {"unlearned": tagged(mine), "gold": tagged(gold)}
-    for role, own in tables.items():
-        path = RunFolder(folder).table(role, "forget")
-        path.parent.mkdir(parents=True)
+    for side, (role, own) in itertools.product(pooled.SIDES, tables.items()):
+        path = RunFolder(folder).table(role, side)
+        path.parent.mkdir(parents=True, exist_ok=True)
         save(own["forget"], path)
-    return folder, score(tables["unlearned"], tables["gold"]).values["forget_f1_gap"]["value"]
+    row = {"name": "one", "counts": pooled.counted(RunFolder(folder))}
+    twin.write(folder / "twin.json", [row])
+    return twin.read(folder / "twin.json")["one"], score(tables["unlearned"], tables["gold"]).values["forget_f1_gap"][
+        "value"
+    ]
 
 
 def test_runs_are_pooled_row_by_row(tmp_path: Path) -> None:
@@ -212,7 +219,8 @@ def test_runs_are_pooled_row_by_row(tmp_path: Path) -> None:
     assert value == pytest.approx(-gap)
     assert low <= value <= high <= 0
     assert pooled.nearer([first, second], [third]) is None
-    assert pooled.gap([tmp_path / "nothing"]) is None
+    assert pooled.gap([{"counts": {}}]) is None
+    assert pooled.gap([]) is None
 
 
 # --- splits -------------------------------------------------------------------------------------------------------

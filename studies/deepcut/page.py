@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +11,12 @@ from typing import Any
 import pooled
 from rows import METHODS, PROCEDURES
 from rows import Row as Planned
+from study import TUNING
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "results"
+import twin
+
+DOCS = twin.DOCS
+TWIN = DOCS / "deepcut.json"
 Row = dict[str, Any]
 EQUIVALENT = 0.03
 NAMES = {
@@ -43,21 +46,19 @@ OF_TEXTS = {
     "membership AUC": "membership_auc",
     "latent AUC": "latent_membership_auc",
 }
-#: Rows of engines before: the stopping rule looked after each step near its band, it went by ranks, rows were padded.
-EARLIER = ("stepwise", "ranks", "padded")
 GROUPS = {
     "GAMMA": "gamma", "TAU": "tau", "DROPOUT": "dropout", "ENCODER": "encoder", "GRANULARITY": "granularity",
     "COMPOSITION": "composition", "EDGE": "edge",
 }  # fmt: skip
 
 
-def write(rows: Sequence[Row], out: Path, *, docs: bool, missing: Sequence[Planned]) -> None:
+def write(
+    rows: Sequence[Row], trials: Mapping[str, Row], folder: Path, *, findings: bool, missing: Sequence[Planned]
+) -> None:
     """Write the page and its twin: into the docs, or beside the rows and then without the findings."""
-    folder = DOCS if docs else out
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "deepcut.json").write_text(json.dumps([_plain(r) for r in rows], indent=1) + "\n", encoding="utf-8")
+    twin.write(folder / TWIN.name, [*rows, {"name": TUNING, **trials}])
     text = Path(__file__).with_name("page.md.txt").read_text(encoding="utf-8")
-    if not docs:
+    if not findings:
         head, _, rest = text.partition("<<FINDINGS>>")
         text = head + "_Not the whole study: see the tables._\n" + rest.partition("<<END>>")[2]
     main = [r for r in rows if r["group"] == "main"]
@@ -65,13 +66,12 @@ def write(rows: Sequence[Row], out: Path, *, docs: bool, missing: Sequence[Plann
         "FINDINGS": "",
         "END": "",
         "GAPS": gaps(main),
-        "EARLIER": earlier(rows),
         "SHIPPED": shipped([r for r in rows if r["group"] == "shipped"]),
         "NEARER": comparisons(main),
         "COSTS": costs(main),
         "MAIN": sections([r for r in main if r["data"] != "classics"]),
         "TEXT": sections([r for r in rows if r["group"] == "text"], OF_TEXTS),
-        "TUNED": tuned(out),
+        "TUNED": tuned(trials),
         "BATCHES": batches(rows),
         "ENGINE": ", ".join(sorted({r["commit"] for r in rows})),
         "STATUS": status(rows, missing),
@@ -88,18 +88,6 @@ def value(row: Row, metric: str, role: str = "unlearned") -> float | None:
     """A metric of one of a row's models, None where it was not shown."""
     found = (row["metrics"].get(role, {}).get(metric) or {}).get("value")
     return found if found is not None and math.isfinite(found) else None
-
-
-def _plain(row: Row) -> Row:
-    roles = {role: {m: _shown(n) for m, n in own.items()} for role, own in row["metrics"].items()}
-    kept = {k: v for k, v in row.items() if k not in ("metrics", "folder", "tuned")}
-    used = {k: v for k, v in (row.get("tuned") or {}).items() if not k.startswith("evaluate")}
-    used.pop("objective.forget", None)  # holds the path of a file
-    return {**kept, "settings": used, "metrics": roles}
-
-
-def _shown(number: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in number.items() if v is not None and k in ("value", "low", "high", "n")}
 
 
 def _number(values: Iterable[float | None], digits: int = 3) -> str:
@@ -153,10 +141,6 @@ def _methods(own: Mapping[str, list[Row]]) -> list[str]:
     return [m for m in ORDER if m in own]
 
 
-def _folders(rows: Sequence[Row]) -> list[Path]:
-    return [Path(r["folder"]) for r in rows]
-
-
 def _title(method: str) -> str:
     return {"retrain": "retrained again (another seed)", "deepcut": "DeepCUT", "deepcut-full": "DeepCUT, full"}.get(
         method, method
@@ -166,38 +150,21 @@ def _title(method: str) -> str:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-GAP_HEAD = (
-    "data", "forgotten", "method", "runs", "rows", "forget F1 - gold's", "within 3", "test F1 - gold's", "stop"
-)  # fmt: skip
-
-
 def gaps(rows: Sequence[Row]) -> str:
-    """The score: forget F1 and test F1 minus the gold's, rows of all runs pooled."""
-    body = _gaps(rows)
-    return _table(GAP_HEAD, body) if body else ""
-
-
-def earlier(rows: Sequence[Row]) -> str:
-    """The same by engines before, of what was no row of its own (as shipped, an edge) then."""
-    by = {name: [r for r in rows if r["group"] == name and r.get("was", "main") == "main"] for name in EARLIER}
-    body = [[name, *line] for name, own in by.items() for line in _gaps(own)]
-    return _table(["engine", *GAP_HEAD], body) if body else ""
-
-
-def _gaps(rows: Sequence[Row]) -> list[list[str]]:
+    """The score: forget F1 and test F1 minus the gold's, sentences of all runs pooled."""
     body = []
     for (data, what), own in _grouped([r for r in rows if r["data"] != "classics"]).items():
         for method in _methods(own):
-            folders = _folders(own[method])
-            found, test = pooled.gap(folders), pooled.gap(folders, "test")
+            found, test = pooled.gap(own[method]), pooled.gap(own[method], "test")
             inside = found is not None and max(abs(found[1]), abs(found[2])) <= EQUIVALENT
             kept = [r.get("admissible") for r in own[method] if r["kept"] is not None or r.get("checks")]
             stopped = f"{sum(map(bool, kept))}/{len(kept)}" if kept else "no rule"
             body.append([
-                NAMES[data].split(" (")[0], what, _title(method), str(len(folders)), str(found[3]) if found else "",
+                NAMES[data].split(" (")[0], what, _title(method), str(len(own[method])), str(found[3]) if found else "",
                 _points(found), "yes" if inside else "no", _points(test), stopped,
             ])  # fmt: skip
-    return body
+    head = ["data", "forgotten", "method", "runs", "rows", "forget F1 - gold's", "within 3", "test F1 - gold's", "stop"]
+    return _table(head, body) if body else ""
 
 
 def comparisons(rows: Sequence[Row]) -> str:
@@ -207,7 +174,7 @@ def comparisons(rows: Sequence[Row]) -> str:
         for method in (m for m in _methods(own) if m != "deepcut" and "deepcut" in own):
             at = [{(r["split"], r["seed"]): r for r in own[m]} for m in ("deepcut", method)]
             shared = sorted(set(at[0]) & set(at[1]))
-            pair = [[Path(part[key]["folder"]) for key in shared] for part in at]
+            pair = [[part[key] for key in shared] for part in at]
             found = pooled.nearer(*pair) if shared else None
             if found is None:
                 continue
@@ -257,7 +224,7 @@ def shipped(rows: Sequence[Row]) -> str:
     """The recipe as it ships, between its original and its gold."""
     body = []
     for row in rows:
-        own, what = _points(pooled.gap([Path(row["folder"])])), _what(row["split"])
+        own, what = _points(pooled.gap([row])), _what(row["split"])
         original, now = value(row, "retain_f1", "original"), value(row, "retain_f1")
         share = f"{now / original:.3f}" if now is not None and original else "not shown"
         now_is = f"{_title(row['method'])} as shipped"
@@ -282,7 +249,7 @@ def varied(rows: Sequence[Row], group: str) -> str:
     body = [["**gold**", "", "", *_cells(found[:1], COLUMNS, "gold")]]
     for row in sorted([*tuned, *found], key=lambda r: r["method"]):
         step = "no rule" if not row.get("checks") else "none" if row["kept"] is None else str(row["kept"])
-        own = _points(pooled.gap([Path(row["folder"])]))
+        own = _points(pooled.gap([row]))
         body.append([f"{row['method']}: {row['label'] or 'as tuned'}", own, step, *_cells([row], COLUMNS)])
     return _table(["change", "forget F1 - gold's", "kept step", *COLUMNS], body)
 
@@ -303,20 +270,18 @@ def batches(rows: Sequence[Row]) -> str:
     return _table(head, body) if body else ""
 
 
-def tuned(out: Path) -> str:
+def tuned(trials: Mapping[str, Row]) -> str:
     """What the trials of each method chose."""
     body = []
-    for path in sorted((out / "tuned").glob("*.json")):
-        found = json.loads(path.read_text())
+    for name, found in trials.items():
         best = ", ".join(f"{k.split('.')[-1]} {v:g}" for k, v in found["best"].items())
-        body.append([path.stem, best, ", ".join(f"{t['distance']:.3f}" for t in found["trials"])])
-    return _table(["data and method", "chosen", "distances of the trials"], body) if body else ""
+        body.append([name, best, ", ".join(f"{t['distance']:.3f}" for t in found["trials"]), found["commit"]])
+    return _table(["data and method", "chosen", "distances of the trials", "engine"], body) if body else ""
 
 
 def status(rows: Sequence[Row], missing: Sequence[Planned]) -> str:
     """How much of the study is in the page."""
-    earlier = sum(r["group"] in EARLIER for r in rows)
-    head = f"**Status.** {len(rows) - earlier} rows" + (f", {earlier} more of earlier engines" if earlier else "")
+    head = f"**Status.** {len(rows)} rows"
     if not missing:
         return f"{head}; none is missing."
     procedures = ", ".join(m for m in PROCEDURES)

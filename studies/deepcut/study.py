@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import kga
+import pooled
 import rows as listed
 import scoring
 import sisa
@@ -46,15 +47,22 @@ class Size:
 Trained = tuple[Path, dict[str, float]]
 #: Steps that forget, at least: of a dozen sentences ten epochs are ten.
 FORGET_STEPS = 40
+#: Name of the object of all tunings among the rows of a twin.
+TUNING = "tuning"
 #: A trial that found no weights to keep is worse than any that did.
 NOTHING = 1.0
 
 
 class Study:
-    """A folder with data, models and rows, each made when it is first asked for."""
+    """A folder with data, models and rows, each made when it is first asked for.
 
-    def __init__(self, out: Path, encoder: Path, size: Size, *, threads: int = 1) -> None:
-        self.out, self.encoder, self.size, self.threads = out, encoder, size, threads
+    ``shown`` are the objects of the page's twin: rows and tunings that are there without a folder.
+    """
+
+    def __init__(
+        self, out: Path, encoder: Path, size: Size, *, threads: int = 1, shown: dict[str, dict[str, Any]] | None = None
+    ) -> None:
+        self.out, self.encoder, self.size, self.threads, self.shown = out, encoder, size, threads, shown or {}
         self._sides: dict[str, dict[str, list[Record]]] = {}
 
     # --- data and models ------------------------------------------------------------------------------------------
@@ -166,11 +174,11 @@ class Study:
         if not trials:
             return dict(METHODS[method].trials[0])
         data = "wnut17" if data in splits.TAGGED else data
-        done = self.out / "tuned" / f"{data}-{method}.json"
-        with self._alone(f"tuned-{data}-{method}"):
-            if not done.is_file():
-                self._tune(data, method, trials, done)
-        return dict(json.loads(done.read_text())["best"])
+        name = f"{data}-{method}"
+        with self._alone(f"tuned-{name}"):
+            if name not in self.trials():
+                self._tune(data, method, trials, self.out / "tuned" / f"{name}.json")
+        return dict(self.trials()[name]["best"])
 
     def _tune(self, data: str, method: str, trials: Sequence[dict[str, Any]], done: Path) -> None:
         found = []
@@ -205,8 +213,6 @@ class Study:
     def run(self, row: Row) -> None:
         """Tune (once per method), unlearn, measure; leaves a folder with ``row.json`` as its last file."""
         folder = self.out / "rows" / row.name
-        if (folder / "row.json").is_file():
-            return
         gold, gold_cost = self.gold(row.data, row.split, row.seed)
         if row.method in listed.PROCEDURES:
             shutil.rmtree(folder, ignore_errors=True)  # `evaluate` wants an empty folder
@@ -218,7 +224,20 @@ class Study:
             cost, own = self._unlearned(row, folder, changes)
         own |= {"cost": cost, "gold_cost": gold_cost, "original_cost": self.original(row.data)[1]}
         own |= {"forgotten": len(self.forgotten(row.data, row.split)), "threads": self.threads}
-        (folder / "row.json").write_text(json.dumps({**row.__dict__, **own, "commit": engine.commit()}))
+        run = RunFolder(folder)
+        own |= {"commit": engine.commit(), "metrics": numbers(run), "counts": pooled.counted(run)}
+        (folder / "row.json").write_text(json.dumps({"name": row.name, **row.__dict__, **own}))
+
+    def found(self) -> dict[str, dict[str, Any]]:
+        """Name -> every finished row: those that were shown before, and those of this folder."""
+        own = [json.loads(path.read_text()) for path in (self.out / "rows").glob("*/row.json")]
+        every = {row["name"]: row for row in (*self.shown.values(), *own) if row["name"] != TUNING}
+        return dict(sorted(every.items()))
+
+    def trials(self) -> dict[str, dict[str, Any]]:
+        """What every tuning so far tried and chose, by data set and method."""
+        own = {path.stem: json.loads(path.read_text()) for path in (self.out / "tuned").glob("*.json")}
+        return dict(sorted({**self.shown.get(TUNING, {}), **own}.items()))
 
     def _unlearned(self, row: Row, folder: Path, changes: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
         shutil.rmtree(folder, ignore_errors=True)  # half a run would be half a cost
@@ -235,7 +254,9 @@ class Study:
         seen = artifacts.read_manifest(RunFolder(folder)).get("stopping") or {}
         log = artifacts.read_log(RunFolder(folder))
         own = {"kept": seen.get("kept"), "checks": len(seen.get("checks", ())), "admissible": admissible}
-        return cost, {**own, "steps": log[-1]["step"] if log else None, "tuned": changes, "monitor": _mean(log)}
+        apart = ("evaluate.gold", "objective.forget") if row.method == "kga" else ("evaluate.gold",)  # paths of files
+        own["settings"] = {key: value for key, value in changes.items() if key not in apart}
+        return cost, {**own, "steps": log[-1]["step"] if log else None, "monitor": _mean(log)}
 
     def _measured(self, row: Row) -> recipe.Recipe:
         """The recipe that says which rows are measured; the same for every method."""
@@ -282,6 +303,14 @@ class Study:
         shown = {name: {k: Number.of(v) for k, v in own.items()} for name, own in found.items()}
         artifacts.write_results(run, Results(shown, clock.seconds))
         return cost
+
+
+def numbers(run: RunFolder) -> dict[str, dict[str, dict[str, Any]]]:
+    """Model -> metric -> value, bounds and rows of a measured run."""
+    return {
+        role: {m: {k: v for k, v in n.__dict__.items() if v is not None and k != "extra"} for m, n in own.items()}
+        for role, own in artifacts.read_results(run).models.items()
+    }
 
 
 def _mean(log: list[dict[str, Any]]) -> dict[str, float]:
