@@ -237,7 +237,8 @@ class Study:
     def trials(self) -> dict[str, dict[str, Any]]:
         """What every tuning so far tried and chose, by data set and method."""
         own = {path.stem: json.loads(path.read_text()) for path in (self.out / "tuned").glob("*.json")}
-        return dict(sorted({**self.shown.get(TUNING, {}), **own}.items()))
+        before = {name: found for name, found in self.shown.get(TUNING, {}).items() if name != "name"}
+        return dict(sorted({**before, **own}.items()))
 
     def _unlearned(self, row: Row, folder: Path, changes: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
         shutil.rmtree(folder, ignore_errors=True)  # half a run would be half a cost

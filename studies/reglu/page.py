@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,10 @@ import width
 from rows import AIMED, LOSSES, MAIN, OTHER_STARTS, OTHERS, STARTS
 from study import Study
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "results"
+import twin
+
+DOCS = twin.DOCS
+TWIN = DOCS / "reglu.json"
 Row = dict[str, Any]
 
 #: Column -> metric; each is read beside the gold's.
@@ -41,14 +43,12 @@ QUALITY, UTILITY = -1.3, 0.03
 NOT_YET = "not run yet"
 
 
-def write(rows: Sequence[Row], study: Study, *, docs: bool) -> None:
+def write(study: Study, *, docs: bool) -> None:
     """Write the page and its twin: into the docs, or beside the rows and then without the findings."""
-    folder = DOCS if docs else study.out
-    folder.mkdir(parents=True, exist_ok=True)
-    costs = {p.stem: json.loads(p.read_text()) for p in sorted((study.out / "costs").glob("*.json"))}
-    tuned = {p.stem: json.loads(p.read_text()) for p in sorted((study.out / "tuned").glob("*.json"))}
-    twin = [_plain(r) for r in rows] + [{"name": "costs", **costs}, {"name": "tuning", **tuned}]
-    (folder / "reglu.json").write_text(json.dumps(twin, indent=1) + "\n", encoding="utf-8")
+    folder, rows = DOCS if docs else study.out, list(study.found().values())
+    costs, tuned, wide = study.costs_so_far(), study.trials(), width.found(study)
+    apart = {"costs": costs, "tuning": tuned, "widths": wide}
+    twin.write(folder / TWIN.name, [*rows, *({"name": name, **own} for name, own in apart.items())])
     text = Path(__file__).with_name("page.md.txt").read_text(encoding="utf-8")
     if not docs:
         head, _, rest = text.partition("<<FINDINGS>>")
@@ -63,7 +63,7 @@ def write(rows: Sequence[Row], study: Study, *, docs: bool) -> None:
         **{f"SWEEP{s[-2:]}": sweeps(rows, s, study.better()) for s in ("forget10", "forget01")},
         "LONGER": longer(rows),
         "AIMED": aimed(rows),
-        "WIDTHS": widths(study.out),
+        "WIDTHS": widths(wide),
         "ROLSHARE": rol_share(rows),
         "GEOMETRY": geometry_table(rows),
         "COSTS": cost_table(costs),
@@ -84,11 +84,6 @@ def value(row: Row, metric: str) -> float | None:
     """A number of a row, None where it was not shown."""
     found = row.get(metric) if metric == "ks" else (row["metrics"].get(metric) or {}).get("value")
     return found if found is not None and math.isfinite(found) else None
-
-
-def _plain(row: Row) -> Row:
-    kept = {k: v for k, v in row.items() if k not in ("metrics", "seconds")}
-    return kept | {"metrics": {m: {k: v for k, v in n.items() if v is not None} for m, n in row["metrics"].items()}}
 
 
 def _number(values: Iterable[float | None]) -> str:
@@ -267,18 +262,17 @@ def aimed(rows: Sequence[Row]) -> str:
     return _table(["forgotten", "start", "steps", *COLUMNS], body) if body else ""
 
 
-def widths(out: Path) -> str:
+def widths(found: Mapping[str, Sequence[Row]]) -> str:
     """RILA with and without ROL in a small world at several widths: means over seeds."""
-    columns = ("forget_probability", "retain_probability", "relearned_probability", "entanglement")
     body = []
-    for size, own in width.found(out).items():
+    for size, own in sorted(found.items(), key=lambda item: int(item[0])):
         for role in ("original", "gold"):
-            body += [[str(size), f"**{role}**", "", "", *(_cell([r], m) for m in columns)]
+            body += [[size, f"**{role}**", "", "", *(_cell([r], m) for m in width.COLUMNS)]
                      for r in own if r["group"] == role]  # fmt: skip
         for start, lr in sorted({(r["start"], r["lr"]) for r in own if "lr" in r}):
             same = [r for r in own if (r.get("start"), r.get("lr")) == (start, lr)]
-            cells = [_cell(same, m) for m in columns]
-            body.append([str(size), TITLES[start], f"{lr:.2g}", str(len(same)), *cells])
+            cells = [_cell(same, m) for m in width.COLUMNS]
+            body.append([size, TITLES[start], f"{lr:.2g}", str(len(same)), *cells])
     head = ["width", "start", "rate", "seeds", "forget p", "untouched p", "relearned", "entanglement"]
     return _table(head, body) if body else ""
 

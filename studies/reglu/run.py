@@ -2,7 +2,8 @@
 
     python studies/reglu/run.py [--out DIR] [--tiny DIR] [--quick] [--only REGEX] [--max-minutes M] [--page]
 
-Rows are run folders below ``--out``; a row whose results are there is not run again. ``--tiny`` is a folder of
+Rows are run folders below ``--out``; a row whose results are there, or in the page's JSON twin, is not run again
+(``--anew``: the twin is not asked). ``--tiny`` is a folder of
 tofu-tiny's data and models that another study has trained (default ``OUT/tiny``: trained where they are missing).
 ``--page`` writes ``docs/results/reglu.md`` and its JSON twin from whatever rows exist. ``--quick`` is a first look at
 three rows of a smaller world; its page lies beside its rows.
@@ -20,9 +21,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import rows as listed
 from rows import Row
-from study import SIZES, Study, collect
+from study import SIZES, Study
 
 import page
+import twin
 
 
 def arguments() -> argparse.Namespace:
@@ -37,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", help="only rows whose name this regular expression finds")
     parser.add_argument("--commit", help="how rows name the engine, where the code is no clone")
+    parser.add_argument("--anew", action="store_true", help="run rows again that the page's twin has")
     parser.add_argument("--page", action="store_true", help="only write the page")
     return parser.parse_args()
 
@@ -48,7 +51,8 @@ def main() -> None:
 
     torch.set_num_threads(given.threads)
     out = given.out or Path("studies-out") / ("reglu" if given.size == "tiny" else "reglu-quick")
-    study = Study(out.resolve(), SIZES[given.size], given.tiny, given.threads, given.commit or "")
+    shown = {} if given.anew or given.size != "tiny" else twin.read(page.TWIN)
+    study = Study(out.resolve(), SIZES[given.size], given.tiny, given.threads, given.commit or "", shown)
     end = time.monotonic() + 60 * given.max_minutes
     while not given.page and (row := _next(study, given)):
         if time.monotonic() > end:
@@ -60,7 +64,7 @@ def main() -> None:
         study.run(row)
         print(f"{row.name}: {time.monotonic() - start:.0f} s", flush=True)
     if given.page or given.worker == 0:
-        page.write(collect(study.out), study, docs=given.size == "tiny")
+        page.write(study, docs=given.size == "tiny")
 
 
 def _next(study: Study, given: argparse.Namespace) -> Row | None:

@@ -18,6 +18,7 @@ from rows import Row
 import engine
 import thinned
 from excise import artifacts, recipe
+from excise.artifacts import Number
 from excise.commands.progress import Progress
 from excise.commands.running import run as unlearn
 from excise.commands.tuning import tune
@@ -46,10 +47,21 @@ STATISTICS = {"rows": 200}
 
 
 class Study:
-    """Folders and settings that all rows share."""
+    """Folders and settings that all rows share.
 
-    def __init__(self, out: Path, size: Size, tiny: Path | None = None, threads: int = 1, commit: str = "") -> None:
-        self.out, self.size, self.threads = out, size, threads
+    ``shown`` are the objects of the page's twin: rows, tunings and costs that are there without a folder.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        size: Size,
+        tiny: Path | None = None,
+        threads: int = 1,
+        commit: str = "",
+        shown: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.out, self.size, self.threads, self.shown = out, size, threads, shown or {}
         self.tiny = tiny or out / "tiny"
         self.commit = commit or engine.commit()
 
@@ -87,28 +99,34 @@ class Study:
         space = {"optimiser.lr": listed.rates(loss, start)}
         if not self.size.trials or loss == listed.AIMED:
             return {"best": {"optimiser.lr": listed.untried(loss, start)}, "trials": 0}
-        done = self.out / "tuned" / f"{loss}-{start}.json"
-        if not done.is_file():
+        name = f"{loss}-{start}"
+        if name not in self.trials():
             thinned.models(self.tiny, self.size.world, "original", "gold-tune05")
-            folder = self.out / "tuning" / f"{loss}-{start}"
+            folder, done = self.out / "tuning" / name, self.out / "tuned" / f"{name}.json"
             values = self.recipe(loss, start, "tune05") | {"tune": {"space": space}, "out": str(folder)}
             found = tune(recipe.changed(recipe.build(values), IN_A_TRIAL), self.size.trials)
             done.parent.mkdir(parents=True, exist_ok=True)
             done.write_text(json.dumps({**found, "tried": trials(folder), "commit": self.commit}))
-        return json.loads(done.read_text())
+        return self.trials()[name]
+
+    def trials(self) -> dict[str, dict[str, Any]]:
+        """What every tuning so far tried and chose, by loss and start."""
+        return self._kept("tuning", "tuned")
+
+    def _kept(self, name: str, folder: str) -> dict[str, dict[str, Any]]:
+        """An object of the twin, without its name, and the files that this folder has of it."""
+        own = {path.stem: json.loads(path.read_text()) for path in (self.out / folder).glob("*.json")}
+        return dict(sorted({**{k: v for k, v in self.shown.get(name, {}).items() if k != "name"}, **own}.items()))
 
     @property
     def both_tuned(self) -> bool:
         """Whether it is known which loss is swept."""
-        return all(path.is_file() for path in self._of_rila().values())
+        return all(f"{loss}-rila" in self.trials() for loss in listed.MAIN)
 
     def better(self) -> str:
         """The loss that the sweeps are run with: the one whose RILA came nearer to the gold on authors 86-90."""
-        found = {loss: json.loads(p.read_text())["value"] for loss, p in self._of_rila().items() if p.is_file()}
+        found = {loss: own["value"] for loss in listed.MAIN if (own := self.trials().get(f"{loss}-rila"))}
         return min(found, key=lambda loss: found[loss]) if found else listed.MAIN[0]
-
-    def _of_rila(self) -> dict[str, Path]:
-        return {loss: self.out / "tuned" / f"{loss}-rila.json" for loss in listed.MAIN}
 
     def rows(self) -> Iterator[Row]:
         """Every row; which loss is swept is known once both are tuned."""
@@ -116,7 +134,7 @@ class Study:
 
     def done(self, row: Row) -> bool:
         """Whether a row's results are there."""
-        return (self.out / "rows" / row.name / "row.json").is_file()
+        return row.name in self.shown or (self.out / "rows" / row.name / "row.json").is_file()
 
     def run(self, row: Row) -> None:
         """Tune (once per loss and start), unlearn, measure; leaves a run folder with ``row.json`` as its last file."""
@@ -135,10 +153,19 @@ class Study:
         }  # fmt: skip
         (folder / "row.json").write_text(json.dumps(own))
 
+    def found(self) -> dict[str, dict[str, Any]]:
+        """Name -> every finished row: those that were shown before, and those of this folder."""
+        every = {**collect(self.out), **self.shown}
+        return {name: row for name, row in sorted(every.items()) if "metrics" in row}
+
+    def costs_so_far(self) -> dict[str, dict[str, Any]]:
+        """What `costs` has measured, by start."""
+        return self._kept("costs", "costs")
+
     def costs(self) -> dict[str, Any]:
         """What each start costs at 10 %: one pass over 200 rows of either side; ROL's is its basis."""
-        found = {}
-        for start in listed.STARTS:
+        found = self.costs_so_far()
+        for start in listed.STARTS.keys() - found.keys():
             values = self.recipe("npo", start, next(iter(self.size.world.splits)))
             values["statistics"] = STATISTICS
             # Plain LoRA's training is what the others are compared with: 200 rows of either side, one epoch.
@@ -182,16 +209,20 @@ def moved(folder: Path) -> dict[str, dict[str, float]]:
     return out
 
 
-def collect(out: Path) -> list[dict[str, Any]]:
-    """One object per finished row, and one for the original and the gold of each split."""
+def collect(out: Path) -> dict[str, dict[str, Any]]:
+    """Name -> every finished row below a folder; the original and the gold of each split among them."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((out / "rows").glob("*/row.json")):
         row = json.loads(path.read_text())
-        results = artifacts.read_results(artifacts.open_run(path.parent))
-        for role in ("original", "gold"):
-            own = {k: v.__dict__ for k, v in results.models.get(role, {}).items()}
-            found.setdefault(f"{role}-{row['split']}", {"name": role, "split": row["split"], "group": role,
-                                                        "metrics": own})  # fmt: skip
-        own = {k: v.__dict__ for k, v in results.models["unlearned"].items()}
-        found[row["name"]] = {**row, "metrics": own, "seconds": results.seconds, "geometry": moved(path.parent)}
-    return list(found.values())
+        models = artifacts.read_results(artifacts.open_run(path.parent)).models
+        for role in (role for role in ("original", "gold") if role in models):
+            name = f"{role}-{row['split']}"
+            found.setdefault(
+                name, {"name": name, "split": row["split"], "group": role, "metrics": _shown(models[role])}
+            )
+        found[row["name"]] = {**row, "metrics": _shown(models["unlearned"]), "geometry": moved(path.parent)}
+    return found
+
+
+def _shown(numbers: dict[str, Number]) -> dict[str, dict[str, Any]]:
+    return {m: {k: v for k, v in n.__dict__.items() if v is not None} for m, n in numbers.items()}

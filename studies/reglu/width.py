@@ -29,6 +29,9 @@ STARTS = ("rila", "rila+rol")
 #: Shares of the rate that the study's first look takes.
 RATES, SEEDS = (1.0, 0.4), (0, 1)
 SPLIT = "forget05"
+#: What the page shows of a row; and the object of all rows in the page's twin.
+COLUMNS = ("forget_probability", "retain_probability", "relearned_probability", "entanglement")
+NAME = "widths"
 
 
 def studies(out: Path, threads: int = 1) -> Iterator[tuple[int, Study]]:
@@ -50,9 +53,18 @@ def rows(study: Study, seed: int) -> Iterator[Row]:
         yield Row(f"npo-{start}-{rate:g}-s{seed}", "npo", start, SPLIT, seed, "width", whole, rate)
 
 
-def found(out: Path) -> dict[int, list[dict]]:
-    """Width -> its rows."""
-    return {width: own for width, study in studies(out) if (own := collect(study.out))}
+def found(study: Study) -> dict[str, list[dict]]:
+    """Width -> its rows, with what is shown of them: those of the twin, and those below the study's folder."""
+    out = {width: rows for width, rows in study.shown.get(NAME, {}).items() if width != "name"}
+    for width, small in studies(study.out):
+        own = out.get(str(width), [])
+        for row in collect(small.out).values():
+            if row["name"] not in {r["name"] for r in own}:
+                brief = {k: row[k] for k in ("name", "group", "start", "lr", "seed", "commit") if k in row}
+                own.append({**brief, "metrics": {m: row["metrics"][m] for m in COLUMNS if m in row["metrics"]}})
+        if own:
+            out[str(width)] = own
+    return out
 
 
 def main() -> None:
