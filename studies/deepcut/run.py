@@ -9,7 +9,7 @@
 the page's JSON twin, is not run again (``--anew``: the twin is not asked). ``--page`` writes
 ``docs/results/deepcut.md`` and the twin from whatever rows exist; ``--quick`` is a first look with few sentences, which
 writes its page beside its rows.
-Several processes share the rows with ``--workers``.
+The same command, started several times, shares the rows.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", dest="size", action="store_const", const="quick", default="whole")
     parser.add_argument("--max-minutes", type=float, default=120, help="begin no new row after so long")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--worker", type=int, default=0, help="which worker this is, of --workers")
-    parser.add_argument("--workers", type=int, default=1, help="rows are shared by split, so that golds are")
     parser.add_argument("--only", default="", help="only rows whose name this regular expression finds")
     parser.add_argument("--anew", action="store_true", help="run rows again that the page's twin has")
     parser.add_argument("--page", action="store_true", help="only write the page")
@@ -67,30 +65,29 @@ def main() -> None:
     shown = {} if given.anew or given.size != "whole" else twin.read(page.TWIN)
     study = Study(out, given.encoder, size, threads=given.threads, shown=shown)
     for row in () if given.page else size.rows():
-        if not re.search(given.only, row.name) or hash_of(row) % given.workers != given.worker:
-            continue
-        if row.name in study.found():
-            continue
-        if time.monotonic() > end:
-            print("out of time; run again to go on", file=sys.stderr)
-            break
+        if re.search(given.only, row.name):
+            if time.monotonic() > end:
+                print("out of time; run again to go on", file=sys.stderr)
+                break
+            take(study, row)
+    found = study.found()
+    missing = [row for row in size.rows() if row.name not in found]
+    docs = given.size == "whole" and given.page
+    page.write(list(found.values()), study.trials(), page.DOCS if docs else out, findings=docs, missing=missing)
+
+
+def take(study: Study, row: Row) -> None:
+    """Run a row unless it is there, or another process is at it."""
+    with study.claimed(row) as free:
+        if not free or row.name in study.found():
+            return
         start = time.monotonic()
         try:
             study.run(row)
         except TrainingStopped as error:
             print(f"{row.name}: {error}", file=sys.stderr)
-            continue
+            return
         print(f"{row.name}: {time.monotonic() - start:.0f} s", flush=True)
-    if given.page or given.worker == 0:
-        found = study.found()
-        missing = [row for row in size.rows() if row.name not in found]
-        docs = given.size == "whole" and given.page
-        page.write(list(found.values()), study.trials(), page.DOCS if docs else out, findings=docs, missing=missing)
-
-
-def hash_of(row: Row) -> int:
-    """Rows of one split stay with one worker, since they share a gold."""
-    return sum(f"{row.data}/{row.split}".encode())
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""Logits of a classifier at every label of some rows, and the table of numbers that metrics are made from."""
+"""Logits of a classifier at every label of some rows, the tables that metrics are made from, a run's folder of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from excise import models, recipe
+from excise import artifacts, models, recipe
+from excise.artifacts import Number, Results, RunFolder
 from excise.forward import Anatomy, Batch, Step, logits
+from excise.metrics import class_scores
 from excise.metrics.measure import evaluating, group_ids
-from excise.metrics.table import ANSWER, Table, check
+from excise.metrics.table import ANSWER, Table, check, save
 from excise.records import Record
 from excise.tasks import TASKS
 from excise.tasks.causal_lm import Encoding
@@ -64,3 +67,21 @@ def tables(
             columns["group"] = groups[side]
         out[side] = check(Table(side, len(rows), columns, tuple(names)))
     return out
+
+
+def write(run: RunFolder, tables: Mapping[str, Mapping[str, Table]], seconds: Mapping[str, float]) -> None:
+    """Leave a run folder as `excise run` would, of models by role (``gold`` among them) measured elsewhere."""
+    for (role, own), side in ((item, side) for item in tables.items() for side in item[1]):
+        run.table(role, side).parent.mkdir(parents=True, exist_ok=True)
+        save(own[side], run.table(role, side))
+    found = {role: class_scores.score(own, tables["gold"]).values for role, own in tables.items()}
+    shown = {role: {k: Number.of(v) for k, v in own.items()} for role, own in found.items()}
+    artifacts.write_results(run, Results(shown, dict(seconds)))
+
+
+def numbers(run: RunFolder) -> dict[str, dict[str, dict[str, Any]]]:
+    """Model -> metric -> value, bounds and rows of a measured run."""
+    return {
+        role: {m: {k: v for k, v in n.__dict__.items() if v is not None and k != "extra"} for m, n in own.items()}
+        for role, own in artifacts.read_results(run).models.items()
+    }

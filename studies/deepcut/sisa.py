@@ -5,7 +5,7 @@ Source: Bourtoule et al. 2021, arXiv 1912.03817. The prediction is the argmax of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,8 +69,3 @@ def epochs(whole: float, *, shards: int = SHARDS, slices: int = SLICES) -> float
 def averaged(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Row by row the mean of the shards' logits."""
     return [sum(rows) / len(rows) for rows in zip(*parts, strict=True)]  # type: ignore[misc]
-
-
-def train(plan: Sequence[Stage], fit: Callable[[Stage], float]) -> float:
-    """Train every stage in order; the seconds of those that have to be trained again."""
-    return sum(fit(stage) * stage.again for stage in plan)

@@ -22,14 +22,12 @@ from rows import METHODS, Row
 
 import engine
 from excise import artifacts, recipe
-from excise.artifacts import Number, Results, RunFolder
+from excise.artifacts import RunFolder
 from excise.commands.evaluating import evaluate
 from excise.commands.measuring import evaluation
 from excise.commands.running import run as unlearn
 from excise.commands.starting import sides
 from excise.errors import NotShown, TrainingStopped
-from excise.metrics import class_scores
-from excise.metrics.table import save as save_table
 from excise.records import Record
 
 
@@ -93,11 +91,23 @@ class Study:
 
     @contextmanager
     def _alone(self, what: str) -> Iterator[None]:
-        """Several workers make what they share one after the other."""
+        """Several processes make what they share one after the other."""
         (self.out / "locks").mkdir(parents=True, exist_ok=True)
         with (self.out / "locks" / what).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    @contextmanager
+    def claimed(self, row: Row) -> Iterator[bool]:
+        """Whether no other process runs the row; while this lasts none begins to."""
+        (self.out / "locks").mkdir(parents=True, exist_ok=True)
+        with (self.out / "locks" / f"row-{row.name}").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def model(
         self, data: str, name: str, rows: Path, *, seed: int = 0, epochs: float = 0, start: Path | None = None
@@ -131,7 +141,7 @@ class Study:
         whole = {
             **trained.base(splits.task(data)), **kept, "model.name": str(self.original(data)[0]), "data.untouched": 0,
             "data.never_seen": str(self.file(data, "", "never_seen")),
-            "data.utility": {side: str(self.file(data, "", side)) for side in ("dev", "test")},
+            "data.utility": {"test": str(self.file(data, "", "test"))},
             "stop.calibration": str(self.file(data, "", "calibration")),
             "evaluate.max_rows": 2000, "evaluate.relearn_steps": [], "evaluate.map": "none", "evaluate.generate": 0,
             "evaluate.cache": str(self.out / "cache"), "seed": seed, "log_every": 1,
@@ -225,7 +235,7 @@ class Study:
         own |= {"cost": cost, "gold_cost": gold_cost, "original_cost": self.original(row.data)[1]}
         own |= {"forgotten": len(self.forgotten(row.data, row.split)), "threads": self.threads}
         run = RunFolder(folder)
-        own |= {"commit": engine.commit(), "metrics": numbers(run), "counts": pooled.counted(run)}
+        own |= {"commit": engine.commit(), "metrics": scoring.numbers(run), "counts": pooled.counted(run)}
         (folder / "row.json").write_text(json.dumps({"name": row.name, **row.__dict__, **own}))
 
     def found(self) -> dict[str, dict[str, Any]]:
@@ -287,31 +297,15 @@ class Study:
         records = evaluation.limited(sides.of(settings).records, settings.evaluate, task=task)
         named = {"original": settings.model.name, "gold": str(settings.evaluate.gold)}
         clock = engine.Clock(quiet=True)
-        measured = {k: evaluation.measure_named(k, v, records, settings, clock) for k, v in named.items()}
-        how, names = sides.encoding(settings.data), next(iter(measured["gold"].tables.values())).classes
+        measured = {k: evaluation.measure_named(k, v, records, settings, clock).tables for k, v in named.items()}
+        how = sides.encoding(settings.data)
         said = {
             side: sisa.averaged([scoring.logits_of(place, own_rows, task, how) for place in places.values()])
             for side, own_rows in records.items()
         }
-        tables = {"unlearned": scoring.tables(said, records, names), "gold": measured["gold"].tables}
-        tables["original"] = measured["original"].tables
-        found = {name: class_scores.score(own, tables["gold"]).values for name, own in tables.items()}
-        run = RunFolder(folder)
-        for name, own in tables.items():
-            for side, table in own.items():
-                run.table(name, side).parent.mkdir(parents=True, exist_ok=True)
-                save_table(table, run.table(name, side))
-        shown = {name: {k: Number.of(v) for k, v in own.items()} for name, own in found.items()}
-        artifacts.write_results(run, Results(shown, clock.seconds))
+        names = next(iter(measured["gold"].values())).classes
+        scoring.write(RunFolder(folder), {**measured, "unlearned": scoring.tables(said, records, names)}, clock.seconds)
         return cost
-
-
-def numbers(run: RunFolder) -> dict[str, dict[str, dict[str, Any]]]:
-    """Model -> metric -> value, bounds and rows of a measured run."""
-    return {
-        role: {m: {k: v for k, v in n.__dict__.items() if v is not None and k != "extra"} for m, n in own.items()}
-        for role, own in artifacts.read_results(run).models.items()
-    }
 
 
 def _mean(log: list[dict[str, Any]]) -> dict[str, float]:
