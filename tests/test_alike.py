@@ -145,7 +145,4 @@ def test_what_it_cannot_serve_is_refused_and_nothing_written(small: SmallWorld, 
     ):
         with pytest.raises(error):
             run(settings(small, out, **changes), progress=QUIET)
-    tagger = recipe.changed(settings(small, out), {"model.task": "token_classification"})
-    with pytest.raises(UsageError, match="classifier"):
-        matching.match(tagger, sides.of(settings(small, out)), QUIET)
     assert not out.exists()

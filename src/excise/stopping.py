@@ -23,6 +23,8 @@ from torch import nn
 from excise import files, recipe
 from excise.between import Stretch
 
+#: Where a rule's folder says what it counts from, if a model that never saw the forgotten rows was asked.
+BEGINNING = "never_saw.json"
 #: Where looks may be rare, they are at most so many times ``every`` apart.
 STRIDE = 4
 #: How near to what it aims at a search ends, as a share of the band's width.
@@ -35,7 +37,7 @@ class Check:
 
     Attributes:
         step: Optimiser steps so far; between two of them where weights on the way were looked at.
-        auc: `matched.matched_auc`; a half where the two meet.
+        auc: `matched.matched_auc`; a half where the two meet, or are as far apart as for who never saw either.
         quality: Probability of the retained, 1 = before. Outside the band they decide nothing and are not read: None.
         gap: `matched.matched_gap`; 0 where the two meet. None in runs of a time before it was kept.
         at: Of a mix the step after which it was looked at, which is the later end of the way; else None.
@@ -165,6 +167,8 @@ def record(settings: recipe.Stop, folder: Path | None) -> dict[str, Any]:
     found = best(checks, settings)
     bounds = {"band": list(settings.band), "quality": settings.quality}
     bounds |= {"statistic": settings.statistic} if settings.statistic != "auc" else {}
+    began = path.with_name(BEGINNING)
+    bounds |= {"never_saw": json.loads(began.read_text())} if began.is_file() else {}
     return {"stopping": {**bounds, "checks": [asdict(c) for c in checks], "kept": found and found.step}}
 
 

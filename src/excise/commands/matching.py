@@ -1,6 +1,13 @@
-"""Never-seen rows as easy as the forgotten, chosen by a model that saw neither, before anything is trained."""
+"""What a model that never saw the forget rows says of them and of never-seen ones, before anything is trained."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from excise import models, recipe
 from excise.alike import alike
@@ -8,8 +15,8 @@ from excise.commands.measuring.evaluation import load_for_measuring
 from excise.commands.progress import Progress
 from excise.commands.starting import sides
 from excise.commands.starting.sides import CALIBRATION, TRAINING
-from excise.commands.watching import row_likelihoods
-from excise.errors import UsageError
+from excise.commands.watching import likelihoods
+from excise.errors import InputRefused, UsageError
 from excise.metrics.statistics import auc
 from excise.records import fingerprint
 
@@ -18,36 +25,77 @@ DOUBTED = 0.8
 
 
 def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> None:
-    """Leave, of the never-seen rows that training and the stopping rule read, those like the forget rows (`alike`).
+    """Aim at what the models of ``data.never_saw`` find, each read once and let go; without one nothing is done.
 
-    What is measured stays whole. The model of ``data.never_saw`` is read once and let go; without one nothing is done.
+    For language models those never-seen rows are left for training and the stopping rule that are as easy as the forget
+    rows (`alike`); what is measured stays whole. For classifiers, whose rows are few and short, none is given up: the
+    rule is told how likely every label is to a model that never saw it (``Sides.unseen``), and counts from there.
 
     Raises:
-        UsageError: The task is no language model's, or neither training nor the rule reads never-seen rows.
+        UsageError: Neither training nor the rule reads never-seen rows, or of a classifier the rule does not.
         InputRefused: A model that cannot be loaded, or rows that do not fit into it.
     """
     if not settings.data.never_saw:
         return
-    if settings.model.task != "causal_lm":
-        raise UsageError("data.never_saw is for language models: leave it out for a classifier")
-    read = [side for side in (TRAINING, CALIBRATION) if len(given.records.get(side, [])) > 1]
+    chooses = settings.model.task == "causal_lm"
+    read = [s for s in ((TRAINING, CALIBRATION) if chooses else (CALIBRATION,)) if len(given.records.get(s, [])) > 1]
     if not read:
-        raise UsageError("data.never_saw chooses among never-seen rows, and neither training nor stop.rule reads any")
-    with progress.stage("match: never-seen rows"):
-        model, tokenizer = load_for_measuring(settings.data.never_saw, settings)
-        rows = sides.encode(
-            given, ["forget", *read], tokenizer, settings.data, seed=settings.seed,
-            context=models.context_length(model),
+        raise UsageError(
+            "data.never_saw chooses among never-seen rows, and neither training nor stop.rule reads any" if chooses else
+            "data.never_saw says where the stopping rule of a classifier begins to count: set stop.rule: two_sided"
         )  # fmt: skip
-        mine = row_likelihoods(model, rows, "forget")
-        for side in read:
-            others = row_likelihoods(model, rows, side)
-            if (share := float(auc(mine, others))) > DOUBTED:
-                given.warnings.append(
-                    f"data.never_saw: this model finds the forgotten row the likelier one in {share:.0%} of pairs with "
-                    f"{side.replace('_', ' ')} rows: make sure that it never saw them"
-                )
-            chosen = [given.records[side][i] for i in alike(mine, others, seed=settings.seed)]
+    with progress.stage("match: never-seen rows"):
+        said = _unseen(settings, given, read)
+    for side in read:
+        mine, others = ([float(row.mean()) for row in said[name]] for name in ("forget", side))
+        if (share := float(auc(mine, others))) > DOUBTED:
+            given.warnings.append(
+                f"data.never_saw: this model finds the forgotten row the likelier one in {share:.0%} of pairs with "
+                f"{side.replace('_', ' ')} rows: make sure that it never saw them"
+            )
+        if chooses:
+            given.records[side] = [given.records[side][i] for i in alike(mine, others, seed=settings.seed)]
             # Beside the file's own: a resumed run is held to both, so that another model at that path is noticed.
-            given.sources[f"{side}-alike"] = {"rows": len(chosen), "fingerprint": fingerprint(chosen)}
-            given.records[side] = chosen
+            chosen = {"rows": len(given.records[side]), "fingerprint": fingerprint(given.records[side])}
+            given.sources[f"{side}-alike"] = chosen
+    if not chooses:
+        given.unseen = said
+
+
+def _unseen(settings: recipe.Recipe, given: sides.Sides, read: Sequence[str]) -> dict[str, list[NDArray]]:
+    """Side -> row -> log-likelihood of each label, by one model each.
+
+    Of several, each forget row is new to one at least: the one that finds it least likely is believed. Never-seen rows
+    are new to all and are shared out in turn, so that either side is read by one model a row.
+    """
+    names = ("forget", *read)
+    by_model = [_by(model, settings, given, names) for model in settings.data.never_saw or ()]
+    out = {}
+    for side in names:
+        rows = enumerate(zip(*(found[side] for found in by_model), strict=True))
+        out[side] = [min(own, key=np.mean) if side == "forget" else own[i % len(own)] for i, own in rows]
+    return out
+
+
+def _by(
+    name: str, settings: recipe.Recipe, given: sides.Sides, names: Sequence[str]
+) -> dict[str, list[NDArray[np.float64]]]:
+    model, tokenizer = load_for_measuring(name, settings)
+    task, context = settings.model.task, models.context_length(model)
+    own, classes = replace(given, records={side: given.records[side] for side in names}, warnings=[]), tuple[str, ...]()
+    if task != "causal_lm":
+        sides.cut(own, tokenizer, sides.encoding(settings.data, context=context), task=task, long=settings.data.long)
+        config: Any = model.config
+        classes = tuple(config.id2label[i] for i in range(config.num_labels))
+    try:
+        rows = sides.encode(
+            own, names, tokenizer, settings.data, seed=settings.seed, context=context, task=task, classes=classes
+        )
+    except InputRefused as error:
+        raise InputRefused(f"data.never_saw: {name}: {error}") from None
+    found = {side: likelihoods(model, rows, side) for side in names}
+    if task == "causal_lm":
+        return found
+    # What was cut for its length is put together again: another tokenizer cuts elsewhere.
+    ends = {side: np.cumsum([len(r.tags) for r in given.records[side]])[:-1] for side in names}
+    return {side: np.split(np.concatenate(found[side]), ends[side]) for side in names}

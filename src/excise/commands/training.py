@@ -163,7 +163,7 @@ def _rule(p: Prepared, run: artifacts.RunFolder, anatomy: Anatomy, device: torch
         kinds = class_maps(p.classes, p.settings.model.task)["class_map/type"].numpy()
     return watching.stopping(
         p.model, anatomy, p.rows, p.settings, run.stopping,
-        lambda: train.autocast(p.precision, device.type), kinds, steps=p.plan.steps,
+        lambda: train.autocast(p.precision, device.type), kinds, unseen=p.given.unseen, steps=p.plan.steps,
     )  # fmt: skip
 
 

@@ -52,9 +52,11 @@ class Data:
         never_seen_training: Never-seen rows that terms of the objective read, where any does: a share of ``never_seen``
             (whole groups, which neither a stopping rule nor the evaluation then reads), a source of its own, or
             ``shuffled``: a stand-in for want of them, forgotten answers under the questions of other forgotten rows.
-        never_saw: A language model that never saw the forget rows, if there is one: the base before its fine-tuning, an
-            older or a smaller model, with a tokenizer of its own. Of the never-seen rows that training and the stopping
-            rule read, those are taken that it finds as likely as the forget rows.
+        never_saw: A model of the task that never saw the forget rows, if there is one: the base before its fine-tuning,
+            an older or a smaller model, with a tokenizer of its own; or several, such that each forget row is new to
+            one of them (each trained on half of the data, say). Of a language model's never-seen rows that training and
+            the stopping rule read, those are taken that it finds as likely as the forget rows; a classifier's rule
+            counts from where such a model is.
         alternatives: Refusals or other answers for DPO-like objectives: one per line, drawn by (seed, row).
         paraphrases: Where objectives that read ``forget_paraphrase`` get it: built-in ``rules``, the ``data`` (rows
             then also serve the evaluation, which flatters it), or a callable ``module:function`` from text to text.
@@ -77,7 +79,7 @@ class Data:
     untouched: float | str = 0.2
     never_seen: str | None = None
     never_seen_training: float | str = 0.5
-    never_saw: str | None = None
+    never_saw: tuple[str, ...] | None = None
     alternatives: str | None = None
     paraphrases: str = "rules"
     utility: dict[str, str] = field(default_factory=dict)

@@ -57,7 +57,7 @@ def figure(stopping: Any) -> Figure | None:
     return Figure(
         "stopping",
         "When it stopped",
-        f"First: {said} is where a model that never saw either would be. {second}The rule "
+        f"First: {said} is where a model that never saw either would be.{_beginning(given, name)} {second}The rule "
         f"reads rows that nothing else here is measured on. {ended}",
         tuple(panels),
         (
@@ -66,6 +66,14 @@ def figure(stopping: Any) -> Figure | None:
             *([Key(key_mark(_KEPT, line=False), "kept")] if kept else []),
         ),
     )
+
+
+def _beginning(given: Mapping[str, Any], name: str) -> str:
+    """What was taken off, where a model that never saw the forgotten rows was asked."""
+    easier = as_map(given.get("never_saw")).get(name)
+    if easier is None:
+        return ""
+    return f" It is counted from what a model that never saw the forgotten rows says of both: {float(easier):+.3f}."
 
 
 def _of(kept: Mapping[str, Any]) -> str:

@@ -1,0 +1,169 @@
+"""A classifier's stopping rule counts from what models say that never saw the forget rows (`data.never_saw`)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+import small_tagger
+from excise import artifacts, recipe
+from excise.commands import matching, watching
+from excise.commands.progress import Progress
+from excise.commands.running import run
+from excise.commands.starting import sides
+from excise.errors import InputRefused, IntegrityFailed, UsageError
+from excise.tasks.token_classification import ClassExample
+
+QUIET = Progress(quiet=True)
+FOLDERS = ("original", "other", "third")
+STOP = {"rule": "two_sided", "statistic": "gap", "band": [-1.0, 1.0], "quality": 0.0, "every": 1, "watch": 0.2}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Three taggers, of which the first knows the forget rows, and the files of a run."""
+    folder = tmp_path_factory.mktemp("never-saw")
+    made = {
+        side: small_tagger.sentences(12, seed=i) for i, side in enumerate(("forget", "retain", "never_seen", "rule"))
+    }
+    found = {side: small_tagger.write_rows(folder / f"{side}.jsonl", rows) for side, rows in made.items()}
+    for seed, name in enumerate(FOLDERS):
+        known = [*made["retain"], *(made["forget"] if name == "original" else [])]
+        net = small_tagger.taught(small_tagger.model(seed=seed), known, 20)
+        found[name] = small_tagger.save(net, folder / name)
+    return found
+
+
+def settings(places: dict[str, str], out: Path, never_saw: Any = "other", **stop: Any) -> recipe.Recipe:
+    named = [never_saw] if isinstance(never_saw, str) else never_saw
+    return recipe.build({
+        "model": {"task": "token_classification", "name": places["original"], "precision": "fp32"},
+        "data": {"forget": places["forget"], "retain": places["retain"], "untouched": 0.2,
+                 "never_seen": places["never_seen"], "never_saw": [places.get(name, name) for name in named] or None},
+        "objective": {"forget": {"ga": {}}, "retain": {"nll": {}}, "regularise": {}},
+        "schedule": {"steps": 3, "forget_batch": 4, "retain_batch": 4}, "optimiser": {"lr": 1e-3},
+        "stop": {**STOP, "calibration": places["rule"], **stop},
+        "evaluate": {"relearn_steps": [], "latent": False, "map": "none"}, "out": str(out),
+    })  # fmt: skip
+
+
+def said(model: str, path: str) -> list[list[float]]:
+    """Log-likelihood of every label of every row, one row after the other, with transformers alone."""
+    net, tokens = AutoModelForTokenClassification.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    out = []
+    for row in map(json.loads, Path(path).read_text().splitlines()):
+        made = tokens(row["tokens"], is_split_into_words=True, return_tensors="pt")
+        with torch.no_grad():
+            logp = net(**{k: v for k, v in made.items() if k != "token_type_ids"}).logits[0].log_softmax(-1)
+        words = made.word_ids()
+        out.append([float(logp[words.index(i), net.config.label2id[tag]]) for i, tag in enumerate(row["ner_tags"])])
+    return out
+
+
+def unseen(places: dict[str, str], tmp_path: Path, names: Any) -> dict[str, list[list[float]]]:
+    own = settings(places, tmp_path / "run", names)
+    matching.match(own, given := sides.of(own), QUIET)
+    assert set(given.unseen) == {"forget", "calibration"}
+    return {side: [row.tolist() for row in rows] for side, rows in given.unseen.items()}
+
+
+def test_every_label_is_read_by_the_model_that_never_saw_it(places: dict[str, str], tmp_path: Path) -> None:
+    found = unseen(places, tmp_path, "other")
+    for side, path in (("forget", "forget"), ("calibration", "rule")):
+        expected = said(places["other"], places[path])
+        assert all(mine == pytest.approx(row, abs=1e-4) for mine, row in zip(found[side], expected, strict=True))
+
+
+def test_of_several_the_one_to_whom_a_forget_row_is_news_is_believed(places: dict[str, str], tmp_path: Path) -> None:
+    found = unseen(places, tmp_path, ["original", "other", "third"])
+    by = {name: {side: said(places[name], places[side]) for side in ("forget", "rule")} for name in FOLDERS}
+    for i, mine in enumerate(found["forget"]):
+        rows = [by[name]["forget"][i] for name in FOLDERS]
+        assert mine == pytest.approx(min(rows, key=np.mean), abs=1e-4)
+        assert np.mean(mine) < np.mean(by["original"]["forget"][i])  # which was taught it
+    for i, mine in enumerate(found["calibration"]):
+        assert mine == pytest.approx(by[FOLDERS[i % 3]]["rule"][i], abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_it_begins_by_loops(seed: int) -> None:
+    """Means of probability within kinds, each kind counted by its forgotten words; labels of O are no units."""
+    draw = np.random.default_rng(seed)
+    rows = {side: [ClassExample(tuple(range(n + 2)), tuple(range(1, n + 1)), tuple(map(int, draw.integers(0, 3, n))))
+                   for n in draw.integers(1, 5, 8)] for side in ("forget", "calibration")}  # fmt: skip
+    logp = {side: [np.log(draw.uniform(0.01, 1, len(e.classes))) for e in own] for side, own in rows.items()}
+    chosen = {"forget": [0, 2, 3, 7], "calibration": [1, 4, 5, 6, 7]}
+    found = watching.beginning(
+        sides.Rows(dict(rows), 0), chosen, watching.types(np.arange(3)),
+        {side: [np.concatenate(own[:3]), np.concatenate(own[3:])] for side, own in logp.items()},
+    )  # fmt: skip
+    units = {side: [(c, np.exp(p)) for i in own for c, p in zip(rows[side][i].classes, logp[side][i], strict=True) if c]
+             for side, own in chosen.items()}  # fmt: skip
+    gaps, pairs, many = [], [], []
+    for kind in (1, 2):
+        mine, others = ([p for c, p in units[side] if c == kind] for side in ("forget", "calibration"))
+        if mine and others:
+            gaps.append(sum(mine) / len(mine) - sum(others) / len(others))
+            pairs.append(np.mean([(a > b) + (a == b) / 2 for a in mine for b in others]))
+            many.append(len(mine))
+    assert found == pytest.approx((np.average(pairs, weights=many) - 0.5, np.average(gaps, weights=many)))
+
+
+def test_a_run_counts_from_there_and_says_so(places: dict[str, str], tmp_path: Path) -> None:
+    """Every check is that of a run without such a model, less what the model says; weights move alike."""
+    seen = {}
+    for name, own in (("plain", ()), ("held", "other")):
+        run(settings(places, tmp_path / name, own), progress=QUIET)
+        seen[name] = artifacts.read_manifest(artifacts.RunFolder(tmp_path / name))["stopping"]
+    easier = seen["held"]["never_saw"]
+    assert "never_saw" not in seen["plain"]
+    assert abs(easier["gap"]) > 1e-3
+    for statistic in ("auc", "gap"):
+        plain, held = ([c[statistic] for c in seen[name]["checks"]] for name in ("plain", "held"))
+        assert held == pytest.approx([value - easier[statistic] for value in plain][: len(held)], abs=1e-6)
+    assert f"says of both: {easier['gap']:+.3f}" in (tmp_path / "held" / "report.html").read_text()
+
+
+def test_going_on_with_another_model_there_is_refused(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "never-saw"
+    shutil.copytree(places["other"], place)
+    own = settings(places, tmp_path / "run", str(place))
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr("excise.train.UnlearnTrainer.train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(own, progress=QUIET)
+    shutil.rmtree(place)
+    shutil.copytree(places["third"], place)
+    with pytest.raises(IntegrityFailed, match=r"another data\.never_saw"):
+        run(own, resume=True, progress=QUIET)
+
+
+def test_a_model_that_knows_them_is_asked_about(places: dict[str, str], tmp_path: Path) -> None:
+    own = settings(places, tmp_path / "run", "original")
+    matching.match(own, given := sides.of(own), QUIET)
+    assert "make sure that it never saw them" in given.warnings[-1]
+
+
+def test_what_cannot_be_asked_is_refused_and_nothing_written(places: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UsageError, match="where the stopping rule of a classifier begins to count"):
+        run(settings(places, out, rule="none", band=[0.45, 0.55], statistic="auc"), progress=QUIET)
+    with pytest.raises(InputRefused):
+        run(settings(places, out, str(tmp_path / "nowhere")), progress=QUIET)
+    strange = small_tagger.save(small_tagger.model(("O", "B-else")), tmp_path / "strange")
+    with pytest.raises(InputRefused, match=r"data\.never_saw: .*strange: .*none of the 2 classes"):
+        run(settings(places, out, strange), progress=QUIET)
+    assert not out.exists()
