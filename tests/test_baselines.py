@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from excise import recipe
-from excise.artifacts import RunFolder
 from excise.commands.starting import objective
 from excise.errors import UsageError
 from excise.forward import Batch, Step, row_numbers
-from excise.metrics.class_scores import score
-from excise.metrics.table import Table, save
 from excise.objectives import FORGET
 from excise.objectives.forget_class import bad_teacher_tokens, drawn, outside_tokens, random_tokens
 from excise.records import Record
@@ -174,51 +170,54 @@ def test_logits_are_averaged() -> None:
 # --- pooled gaps --------------------------------------------------------------------------------------------------
 
 
-def tagged(predicted: list[list[int]]) -> dict[str, Table]:
-    """Rows of three words, the second of them an entity, as a model with these answers gives them."""
-    gold = np.tile([0, 1, 0], len(predicted)).astype(np.int16)
-    given = np.array(predicted, np.int16).ravel()
-    columns = {
-        "row": np.arange(len(predicted), dtype=np.int32), "kind": np.zeros(len(predicted), np.int8),
-        "eos": np.zeros(len(predicted), bool), "offsets": np.arange(0, 3 * len(predicted) + 1, 3),
-        "logp": np.full(len(gold), -1.0, np.float32), "hit": gold == given, "mu": np.zeros(len(gold), np.float32),
-        "sigma": np.ones(len(gold), np.float32), "gold_class": gold, "predicted_class": given,
-    }  # fmt: skip
-    return {"forget": Table("forget", len(predicted), columns, ("O", "B-x", "I-x"))}
+def run_of(value: float, below: float, above: float, *, n: int = 10) -> dict[str, Any]:
+    """A row of the study whose run reports this gap."""
+    own = {"value": value, "low": value - below, "high": value + above, "n": n}
+    return {"name": "one", "metrics": {"unlearned": {"forget_f1_gap": own}}}
 
 
-def run_of(folder: Path, mine: list[list[int]], gold: list[list[int]]) -> tuple[dict[str, Any], float]:
-    """A row of the study, as its line in the twin gives it back, and the gap that its run reports."""
-    tables = {"unlearned": tagged(mine), "gold": tagged(gold)}
-    for side, (role, own) in itertools.product(pooled.SIDES, tables.items()):
-        path = RunFolder(folder).table(role, side)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(own["forget"], path)
-    row = {"name": "one", "counts": pooled.counted(RunFolder(folder))}
-    twin.write(folder / "twin.json", [row])
-    return twin.read(folder / "twin.json")["one"], score(tables["unlearned"], tables["gold"]).values["forget_f1_gap"][
-        "value"
-    ]
+def test_runs_count_alike_and_their_intervals_add_up() -> None:
+    """Beside a bootstrap of made-up sentences, drawn within each run."""
+    draw, runs, ends = np.random.default_rng(0), [], []
+    for centre in (0.3, -0.1, 0.05):
+        sentences = draw.normal(centre, 0.5, 200)
+        means = sentences[draw.integers(0, 200, (4000, 200))].mean(1)
+        low, high = np.quantile(means, [0.05, 0.95])
+        runs.append(run_of(sentences.mean(), sentences.mean() - low, high - sentences.mean(), n=200))
+        ends.append(means)
+    found = pooled.gap(runs)
+    low, high = np.quantile(np.mean(ends, axis=0), [0.05, 0.95])
+    assert found.value == pytest.approx(np.mean([r["metrics"]["unlearned"]["forget_f1_gap"]["value"] for r in runs]))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.004)
+    assert found.rows == 600
+    own = runs[0]["metrics"]["unlearned"]["forget_f1_gap"]
+    assert pooled.gap(runs[:1])[:3] == pytest.approx((own["value"], own["low"], own["high"]))
 
 
-def test_runs_are_pooled_row_by_row(tmp_path: Path) -> None:
-    right, wrong = [0, 1, 0], [0, 0, 0]
-    first, gap = run_of(tmp_path / "a", [right] * 6 + [wrong] * 2, [right] * 2 + [wrong] * 6)
-    second, other = run_of(tmp_path / "b", [right] * 4, [right] * 4)
-    found = pooled.gap([first])
-    assert found[0] == pytest.approx(gap)
-    assert found[1] < gap < found[2]
-    assert (other, found[3]) == (0.0, 8)
-    both = pooled.gap([first, second])
-    assert both[0] == pytest.approx(2 * 10 / (10 + 12) - 2 * 6 / (6 + 12))
-    assert both[3] == 12
-    third, _ = run_of(tmp_path / "c", [right] * 2 + [wrong] * 6, [right] * 2 + [wrong] * 6)
-    value, low, high = pooled.nearer([third], [first])
-    assert value == pytest.approx(-gap)
-    assert low <= value <= high <= 0
-    assert pooled.nearer([first, second], [third]) is None
-    assert pooled.gap([{"counts": {}}]) is None
+def test_what_was_not_shown_is_not_pooled() -> None:
     assert pooled.gap([]) is None
+    assert pooled.gap([run_of(0.1, 0.1, 0.1), {"metrics": {"unlearned": {}}}]) is None
+    assert pooled.gap([run_of(0.1, 0.1, 0.1)], "test") is None
+    assert pooled.nearer([run_of(0.1, 0.1, 0.1)], []) is None
+
+
+def test_nearer_goes_by_size_whatever_the_sign() -> None:
+    near, far = run_of(-0.01, 0.02, 0.03), run_of(-0.2, 0.05, 0.04)
+    value, low, high = pooled.nearer([near], [far])
+    assert value == pytest.approx(-0.19)
+    assert low < value < high < 0
+    assert pooled.nearer([far], [near])[0] == pytest.approx(0.19)
+    assert pooled.nearer([far], [run_of(0.2, 0.04, 0.05)])[0] == pytest.approx(0.0)
+    # An interval that holds 0 begins at 0 without its sign, and ends at its longer arm.
+    assert pooled.nearer([near], [far])[1] == pytest.approx(-0.19 - np.hypot(0.01, 0.05))
+
+
+def test_a_row_comes_back_from_its_line(tmp_path: Path) -> None:
+    rows = [run_of(0.1, 0.2, 0.3), {"name": "umlaut", "text": "Ä"}]
+    twin.write(tmp_path / "new" / "twin.json", rows)
+    assert list(twin.read(tmp_path / "new" / "twin.json").values()) == rows
+    assert len((tmp_path / "new" / "twin.json").read_text().splitlines()) == 4
+    assert twin.read(tmp_path / "none.json") == {}
 
 
 # --- splits -------------------------------------------------------------------------------------------------------

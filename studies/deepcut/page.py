@@ -142,9 +142,13 @@ def _methods(own: Mapping[str, list[Row]]) -> list[str]:
 
 
 def _title(method: str) -> str:
-    return {"retrain": "retrained again (another seed)", "deepcut": "DeepCUT", "deepcut-full": "DeepCUT, full"}.get(
-        method, method
-    )
+    titles = {
+        "retrain": "retrained again (another seed)", "deepcut": "DeepCUT", "deepcut-full": "DeepCUT, full",
+        "deepcut+ascent": "DeepCUT + ascent", "deepcut+halves": "DeepCUT, from halves",
+        "deepcut+ascent+halves": "DeepCUT + ascent, from halves",
+        "reverse-gradient+halves": "reverse-gradient, from halves",
+    }  # fmt: skip
+    return titles.get(method, method)
 
 
 # --- tables -------------------------------------------------------------------------------------------------------

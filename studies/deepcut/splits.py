@@ -23,7 +23,7 @@ from excise.records import Record, read_tagged
 TAGGED = {"wnut17": "wnut17", "ncbi": "ncbi_disease", "wnut16": "wnut16", "bc5cdr": "bc5cdr_chem"}
 #: Texts instead of tags: who wrote a passage.
 TEXTS = "classics"
-AUTHORS, WORDS = 8, 60
+AUTHORS, WORDS = 8, 40
 WITH_ENTITY, UNSEEN = 0.75, 1 / 3
 #: Draws at random are cut from one permutation, so they are disjoint; the settings are tuned on its other end.
 TUNE = "tune05"
