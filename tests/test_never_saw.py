@@ -14,10 +14,11 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 import small_tagger
 from excise import artifacts, recipe
-from excise.commands import matching, watching
+from excise.commands import kinds, matching, watching
 from excise.commands.progress import Progress
 from excise.commands.running import run
 from excise.commands.starting import sides
+from excise.commands.watching import Said
 from excise.errors import InputRefused, IntegrityFailed, UsageError
 from excise.tasks.token_classification import ClassExample
 
@@ -54,8 +55,8 @@ def settings(places: dict[str, str], out: Path, never_saw: Any = "other", **stop
     })  # fmt: skip
 
 
-def said(model: str, path: str) -> list[list[float]]:
-    """Log-likelihood of every label of every row, one row after the other, with transformers alone."""
+def said(model: str, path: str) -> list[tuple[list[float], list[str]]]:
+    """Log-likelihood of every label and the tag it is taken for, one row after the other, with transformers alone."""
     net, tokens = AutoModelForTokenClassification.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
     out = []
     for row in map(json.loads, Path(path).read_text().splitlines()):
@@ -63,22 +64,28 @@ def said(model: str, path: str) -> list[list[float]]:
         with torch.no_grad():
             logp = net(**{k: v for k, v in made.items() if k != "token_type_ids"}).logits[0].log_softmax(-1)
         words = made.word_ids()
-        out.append([float(logp[words.index(i), net.config.label2id[tag]]) for i, tag in enumerate(row["ner_tags"])])
+        at = [words.index(i) for i in range(len(row["tokens"]))]
+        own = [float(logp[t, net.config.label2id[tag]]) for t, tag in zip(at, row["ner_tags"], strict=True)]
+        out.append((own, [net.config.id2label[int(logp[t].argmax())] for t in at]))
     return out
 
 
-def unseen(places: dict[str, str], tmp_path: Path, names: Any) -> dict[str, list[list[float]]]:
+def unseen(places: dict[str, str], tmp_path: Path, names: Any) -> dict[str, list[Said]]:
     own = settings(places, tmp_path / "run", names)
     matching.match(own, given := sides.of(own), QUIET)
     assert set(given.unseen) == {"forget", "calibration"}
-    return {side: [row.tolist() for row in rows] for side, rows in given.unseen.items()}
+    return given.unseen
+
+
+def same(mine: Said, expected: tuple[list[float], list[str]]) -> bool:
+    return mine.logp.tolist() == pytest.approx(expected[0], abs=1e-4) and list(mine.tags) == expected[1]
 
 
 def test_every_label_is_read_by_the_model_that_never_saw_it(places: dict[str, str], tmp_path: Path) -> None:
     found = unseen(places, tmp_path, "other")
     for side, path in (("forget", "forget"), ("calibration", "rule")):
         expected = said(places["other"], places[path])
-        assert all(mine == pytest.approx(row, abs=1e-4) for mine, row in zip(found[side], expected, strict=True))
+        assert all(same(mine, row) for mine, row in zip(found[side], expected, strict=True))
 
 
 def test_of_several_the_one_to_whom_a_forget_row_is_news_is_believed(places: dict[str, str], tmp_path: Path) -> None:
@@ -86,10 +93,10 @@ def test_of_several_the_one_to_whom_a_forget_row_is_news_is_believed(places: dic
     by = {name: {side: said(places[name], places[side]) for side in ("forget", "rule")} for name in FOLDERS}
     for i, mine in enumerate(found["forget"]):
         rows = [by[name]["forget"][i] for name in FOLDERS]
-        assert mine == pytest.approx(min(rows, key=np.mean), abs=1e-4)
-        assert np.mean(mine) < np.mean(by["original"]["forget"][i])  # which was taught it
+        assert same(mine, min(rows, key=lambda row: np.mean(row[0])))
+        assert np.mean(mine.logp) < np.mean(by["original"]["forget"][i][0])  # which was taught it
     for i, mine in enumerate(found["calibration"]):
-        assert mine == pytest.approx(by[FOLDERS[i % 3]]["rule"][i], abs=1e-4)
+        assert same(mine, by[FOLDERS[i % 3]]["rule"][i])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -101,8 +108,8 @@ def test_where_it_begins_by_loops(seed: int) -> None:
     logp = {side: [np.log(draw.uniform(0.01, 1, len(e.classes))) for e in own] for side, own in rows.items()}
     chosen = {"forget": [0, 2, 3, 7], "calibration": [1, 4, 5, 6, 7]}
     found = watching.beginning(
-        sides.Rows(dict(rows), 0), chosen, watching.types(np.arange(3)),
-        {side: [np.concatenate(own[:3]), np.concatenate(own[3:])] for side, own in logp.items()},
+        sides.Rows(dict(rows), 0), chosen, kinds.types(np.arange(3)),
+        {side: [Said(np.concatenate(own[:3])), Said(np.concatenate(own[3:]))] for side, own in logp.items()},
     )  # fmt: skip
     units = {side: [(c, np.exp(p)) for i in own for c, p in zip(rows[side][i].classes, logp[side][i], strict=True) if c]
              for side, own in chosen.items()}  # fmt: skip
@@ -113,7 +120,8 @@ def test_where_it_begins_by_loops(seed: int) -> None:
             gaps.append(sum(mine) / len(mine) - sum(others) / len(others))
             pairs.append(np.mean([(a > b) + (a == b) / 2 for a in mine for b in others]))
             many.append(len(mine))
-    assert found == pytest.approx((np.average(pairs, weights=many) - 0.5, np.average(gaps, weights=many)))
+    expected = {"auc": np.average(pairs, weights=many) - 0.5, "gap": np.average(gaps, weights=many)}
+    assert found == pytest.approx(expected)
 
 
 def test_a_run_counts_from_there_and_says_so(places: dict[str, str], tmp_path: Path) -> None:
@@ -129,6 +137,41 @@ def test_a_run_counts_from_there_and_says_so(places: dict[str, str], tmp_path: P
         plain, held = ([c[statistic] for c in seen[name]["checks"]] for name in ("plain", "held"))
         assert held == pytest.approx([value - easier[statistic] for value in plain][: len(held)], abs=1e-6)
     assert f"says of both: {easier['gap']:+.3f}" in (tmp_path / "held" / "report.html").read_text()
+
+
+def test_the_rule_may_go_by_f1(places: dict[str, str], tmp_path: Path) -> None:
+    """Strict F1 of all sentences, those without entities too, as seqeval has it; counted from where the model is."""
+    metrics, scheme = pytest.importorskip("seqeval.metrics"), pytest.importorskip("seqeval.scheme")
+    plain = {"tokens": ["then", "there", "slept", "ada"], "ner_tags": ["O"] * 4}
+    more = [*Path(places["rule"]).read_text().splitlines(), json.dumps(plain)]
+    own = tmp_path / "rule.jsonl"
+    own.write_text("\n".join(more) + "\n")
+    given = places | {"rule": str(own)}
+    run(settings(given, tmp_path / "run", statistic="f1", every=3), progress=QUIET)
+    seen = artifacts.read_manifest(artifacts.RunFolder(tmp_path / "run"))["stopping"]
+
+    def f1(model: str, path: str) -> float:
+        gold = [json.loads(line)["ner_tags"] for line in Path(path).read_text().splitlines()]
+        found = [tags for _, tags in said(model, path)]
+        return metrics.f1_score(gold, found, mode="strict", scheme=scheme.IOB2, zero_division=0)
+
+    def apart(model: str) -> float:
+        return f1(model, places["forget"]) - f1(model, str(own))
+
+    assert seen["statistic"] == "f1"
+    assert seen["never_saw"]["f1"] == pytest.approx(apart(places["other"]))
+    last = seen["checks"][-1]
+    assert last["f1"] == pytest.approx(apart(str(tmp_path / "run" / "model")) - seen["never_saw"]["f1"])
+    assert "strict F1" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_f1_is_for_taggers(places: dict[str, str], tmp_path: Path) -> None:
+    texts = {side: small_tagger.write_rows(tmp_path / f"{side}.jsonl", small_tagger.texts(12, seed=i))
+             for i, side in enumerate(("forget", "retain", "never_seen", "rule"))}  # fmt: skip
+    texts["original"] = small_tagger.save(small_tagger.model(small_tagger.LABELS), tmp_path / "texts")
+    own = settings(texts, tmp_path / "run", (), statistic="f1")
+    with pytest.raises(UsageError, match="f1 is that of entities"):
+        run(recipe.changed(own, {"model.task": "sequence_classification"}), progress=QUIET)
 
 
 def test_going_on_with_another_model_there_is_refused(

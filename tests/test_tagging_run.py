@@ -16,7 +16,7 @@ from transformers import AutoModel, BertConfig
 
 import excise
 from excise import artifacts, models, recipe, world, world_tagged
-from excise.commands import watching
+from excise.commands import kinds, watching
 from excise.commands.finetuning import finetune
 from excise.commands.progress import Progress
 from excise.commands.running import run
@@ -176,7 +176,7 @@ def test_a_look_reads_nothing_that_decides_nothing(
     assert sum(side == "watch" for side, _ in read) == 1 + looks  # once before training
     assert sum(c["quality"] is not None for c in seen) == looks
     assert {0, 1, 2}.isdisjoint(i for side, indices in read if side == "calibration" for i in indices)
-    monkeypatch.setattr(watching, "_with_units", lambda rows, side, chosen, kinds: chosen)
+    monkeypatch.setattr(watching, "_with_units", lambda rows, side, chosen, of: chosen)
     assert [c["auc"] for c in checks("all")] == pytest.approx([c["auc"] for c in seen])
     assert any(0 in indices for side, indices in read if side == "calibration")
 
@@ -205,7 +205,7 @@ def test_the_rule_may_aim_at_a_gap_of_probabilities(small: Small, tmp_path: Path
 # --- what entities are compared within ----------------------------------------------------------------------------
 
 _PERSON, _PLACE = 1, 2  # of the classes O, B-person, B-place
-_TYPES = watching.types(np.array([0, _PERSON, _PLACE]))
+_TYPES = kinds.types(np.array([0, _PERSON, _PLACE]))
 
 
 def sentence(*words: tuple[int, int]) -> ClassExample:
@@ -216,26 +216,26 @@ def sentence(*words: tuple[int, int]) -> ClassExample:
 def test_words_are_held_against_never_seen_ones_that_are_as_familiar() -> None:
     """By hand: 7 is a retained person, 8 a retained place, 9 nothing but O there, 11 to 99 are not there."""
     retain = [sentence((7, 1), (9, 0)), sentence((8, 2))]
-    calibration = [sentence((7, 1)), sentence((8, 1)), sentence((11, 1)), sentence((12, 2))] * watching.LEAST
+    calibration = [sentence((7, 1)), sentence((8, 1)), sentence((11, 1)), sentence((12, 2))] * kinds.LEAST
     forget = sentence((7, 1), (8, 1), (9, 1), (7, 0), (13, 1), (14, 2))
     given = {"retain": retain, "calibration": calibration, "forget": [forget]}
     every = {side: list(range(len(own))) for side, own in given.items()}
 
-    def kinds(given: dict[str, list[ClassExample]], every: dict[str, list[int]]) -> list[int]:
-        return watching.familiar(Rows(given, 0, "token_classification"), every, _TYPES)(forget)
+    def of(given: dict[str, list[ClassExample]], every: dict[str, list[int]]) -> list[int]:
+        return kinds.familiar(Rows(given, 0, "token_classification"), every, _TYPES)(forget)
 
     same, other, novel = (3 * _PERSON + i for i in range(3))
-    assert kinds(given, every) == [same, other, other, 0, novel, 3 * _PLACE + 2]
+    assert of(given, every) == [same, other, other, 0, novel, 3 * _PLACE + 2]
     fewer = {**every, "calibration": every["calibration"][1:]}  # one retained person fewer: too few, so all of the type
-    assert kinds(given, fewer) == [same, same, same, 0, same, 3 * _PLACE + 2]
+    assert of(given, fewer) == [same, same, same, 0, same, 3 * _PLACE + 2]
 
 
 def test_a_word_is_all_of_its_tokens() -> None:
     """Two words that begin alike are two; the special token at the end is no part of the last."""
     example = ClassExample((101, 5, 6, 5, 102), (1, 3), (1, 1))
-    assert watching._words(example) == [(5, 6), (5,)]
-    assert watching._words(ClassExample((5,), (0,), (1,))) == [(5,)]  # a tokenizer without special tokens
-    assert watching._words(ClassExample((101, 102), (), ())) == []
+    assert kinds._words(example) == [(5, 6), (5,)]
+    assert kinds._words(ClassExample((5,), (0,), (1,))) == [(5,)]  # a tokenizer without special tokens
+    assert kinds._words(ClassExample((101, 102), (), ())) == []
 
 
 def test_texts_have_one_class(small: Small, tmp_path: Path) -> None:

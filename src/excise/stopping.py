@@ -40,6 +40,7 @@ class Check:
         auc: `matched.matched_auc`; a half where the two meet, or are as far apart as for who never saw either.
         quality: Probability of the retained, 1 = before. Outside the band they decide nothing and are not read: None.
         gap: `matched.matched_gap`; 0 where the two meet. None in runs of a time before it was kept.
+        f1: Strict F1 of the forgotten rows' entities less that of never-seen ones, where the rule goes by it.
         at: Of a mix the step after which it was looked at, which is the later end of the way; else None.
     """
 
@@ -48,11 +49,12 @@ class Check:
     quality: float | None
     gap: float | None = None
     at: int | None = None
+    f1: float | None = None
 
 
 def aimed(check: Check, settings: recipe.Stop) -> float:
     """The statistic that the rule looks at."""
-    value = check.gap if settings.statistic == "gap" else check.auc
+    value = {"auc": check.auc, "gap": check.gap, "f1": check.f1}[settings.statistic]
     return math.nan if value is None else value
 
 

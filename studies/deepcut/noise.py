@@ -1,21 +1,23 @@
-"""How much chance moves the statistics of the stopping rule where nothing is left to forget.
+"""How much chance moves the statistics of the stopping rule where nothing is left to forget, and what takes it away.
 
     python studies/deepcut/noise.py --encoder DIR [--out DIR] [--draws N]
 
 Rows that the original never saw are drawn at random as if they were forgotten, and held against others of them: what a
-rule without noise would call 1/2 or 0. ``--encoder`` and ``--out`` as for `run.py`, whose original is used (and made,
-if it is not there). Prints a table.
+rule without noise would call 1/2 or 0. Then the same less what other models say that never saw them: two models of half
+of the data, each alone or row by row in turn (`data.never_saw`), and a gold. ``--encoder`` and ``--out`` as for
+`run.py`, whose models are used (and made, if they are not there). Prints a table.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,7 +27,7 @@ from run import SIZES
 from study import Study
 
 from excise import models, recipe
-from excise.commands import watching
+from excise.commands import kinds
 from excise.commands.starting import sides
 from excise.matched import matched_auc, matched_gap
 from excise.metrics.table import Table
@@ -33,7 +35,7 @@ from excise.tasks import class_maps, token_classification
 
 TASK = "token_classification"
 #: Sentences that are taken as forgotten, and those that they are held against.
-SIZES_OF_DRAWS = ((60, 100), (60, 200), (120, 200))
+SIZES_OF_DRAWS = ((12, 200), (60, 100), (60, 200), (120, 200))
 
 
 def main() -> None:
@@ -45,43 +47,50 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     study, how = Study(given.out, given.encoder, SIZES["whole"]), sides.encoding(recipe.Data())
-    place, records = study.original("wnut17")[0], study.sides("wnut17")
-    unseen, tokenizer = [*records["never_seen"], *records["calibration"]], models.load_tokenizer(str(place), task=TASK)
-    names = tuple(models.load(recipe.Model(name=str(place), task=TASK)).config.id2label.values())
-    said = {"unseen": scoring.logits_of(place, unseen, TASK, how)}
-    table = scoring.tables(said, {"unseen": unseen}, names)["unseen"]
+    records, halves = study.sides("wnut17"), [place for place, _ in study.halves("wnut17")]
+    places = {"original": study.original("wnut17")[0], "half": halves[0], "other half": halves[1],
+              "gold": study.gold("wnut17", "random05-0", 0)[0]}  # fmt: skip
+    unseen, tokenizer = (
+        [*records["never_seen"], *records["calibration"]],
+        models.load_tokenizer(str(halves[0]), task=TASK),
+    )
+    names = tuple(models.load(recipe.Model(name=str(halves[0]), task=TASK)).config.id2label.values())
+    said = {name: scoring.logits_of(place, unseen, TASK, how) for name, place in places.items()}
+    tables = scoring.tables(said, dict.fromkeys(said, unseen), names)
     new, old = (
         token_classification.encode_records(own, tokenizer, how, names=names) for own in (unseen, records["train"])
     )
     rows = sides.Rows({"retain": old, "forget": new, sides.CALIBRATION: new}, tokenizer.pad_token_id, TASK)
-    spread(table, rows, watching.types(class_maps(names, TASK)["class_map/type"].numpy()), given.draws)
+    spread(tables, rows, kinds.types(class_maps(names, TASK)["class_map/type"].numpy()), given.draws)
 
 
-def spread(table: Table, rows: sides.Rows, types: watching.KindsOf, draws: int) -> None:
+def spread(tables: Mapping[str, Table], rows: sides.Rows, types: kinds.KindsOf, draws: int) -> None:
     """Standard deviations over draws, a line for each size, for types whole and as the rule takes them apart."""
-    print("| forgotten | held against | compared within | sd of the hit rate | of auc | of gap |")
-    print("|---|---|---|---|---|---|")
-    for some, others in SIZES_OF_DRAWS:
+    table = tables["original"]
+    owner = np.repeat(table.columns["row"], table.lengths)
+    logp = {name: own.columns["logp"] for name, own in tables.items()}
+    logp["in turn"] = np.where(owner % 2, logp["other half"], logp["half"])
+    others = [name for name in (*tables, "in turn") if name != "original"]
+    print("| forgotten | held against | compared within | sd of the hit rate | of auc | of gap | "
+          + " | ".join(f"of gap less {name}'s" for name in others) + " |")  # fmt: skip
+    print("|---" * (6 + len(others)) + "|")
+    for some, many in SIZES_OF_DRAWS:
         for what in ("type", "type and standing"):
             rng, seen = np.random.default_rng(0), []
             for _ in range(draws):
                 order = rng.permutation(table.rows).tolist()
-                chosen = {"forget": order[:some], sides.CALIBRATION: order[some : some + others]}
-                of = types if what == "type" else watching.familiar(rows, chosen, types)
-                seen.append(statistics(table, rows, chosen, of))
-            print(f"| {some} | {others} | {what} | " + " | ".join(f"{v:.3f}" for v in np.std(seen, axis=0)) + " |")
+                chosen = {"forget": order[:some], sides.CALIBRATION: order[some : some + many]}
+                of = types if what == "type" else kinds.familiar(rows, chosen, types)
+                kind = np.array([k for example in rows.examples["forget"] for k in of(example)])
+                a, b = (np.isin(owner, own) & (kind > 0) for own in chosen.values())
+                auc, gap = (how(*_both(logp["original"], kind, a, b)) for how in (matched_auc, matched_gap))
+                less = [gap - matched_gap(*_both(logp[name], kind, a, b)) for name in others]
+                seen.append((float(table.columns["hit"][a].mean()), auc, gap, *less))
+            print(f"| {some} | {many} | {what} | " + " | ".join(f"{v:.3f}" for v in np.std(seen, axis=0)) + " |")
 
 
-def statistics(
-    table: Table, rows: sides.Rows, chosen: dict[str, list[int]], of: Callable
-) -> tuple[float, float, float]:
-    """Hit rate of the drawn entity tokens, and both statistics of the rule."""
-    kinds = np.array([k for example in rows.examples["forget"] for k in of(example)])
-    owner = np.repeat(table.columns["row"], table.lengths)
-    a, b = (np.isin(owner, own) & (kinds > 0) for own in (chosen["forget"], chosen[sides.CALIBRATION]))
-    logp = table.columns["logp"]
-    both = (logp[a], kinds[a], logp[b], kinds[b])
-    return float(table.columns["hit"][a].mean()), matched_auc(*both), matched_gap(*both)
+def _both(logp: NDArray, kind: NDArray, a: NDArray, b: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    return logp[a], kind[a], logp[b], kind[b]
 
 
 if __name__ == "__main__":

@@ -146,7 +146,8 @@ def _title(method: str) -> str:
         "retrain": "retrained again (another seed)", "deepcut": "DeepCUT", "deepcut-full": "DeepCUT, full",
         "deepcut+ascent": "DeepCUT + ascent", "deepcut+halves": "DeepCUT, from halves",
         "deepcut+ascent+halves": "DeepCUT + ascent, from halves",
-        "reverse-gradient+halves": "reverse-gradient, from halves",
+        "reverse-gradient+halves": "reverse-gradient, from halves", "deepcut+f1": "DeepCUT, by F1 from halves",
+        "reverse-gradient+f1": "reverse-gradient, by F1 from halves",
     }  # fmt: skip
     return titles.get(method, method)
 

@@ -158,12 +158,9 @@ def _rule(p: Prepared, run: artifacts.RunFolder, anatomy: Anatomy, device: torch
     """The stopping rule of the recipe, where it has one and forgets anything."""
     if p.settings.stop.rule == "none" or "forget" not in p.rows.counts:
         return None
-    kinds = None
-    if p.classes:
-        kinds = class_maps(p.classes, p.settings.model.task)["class_map/type"].numpy()
     return watching.stopping(
         p.model, anatomy, p.rows, p.settings, run.stopping,
-        lambda: train.autocast(p.precision, device.type), kinds, unseen=p.given.unseen, steps=p.plan.steps,
+        lambda: train.autocast(p.precision, device.type), p.classes, unseen=p.given.unseen, steps=p.plan.steps,
     )  # fmt: skip
 
 

@@ -272,8 +272,9 @@ class Stop:
         rule: ``two_sided``, or ``none``: run to the end.
         statistic: What is held against never-seen rows (of a tagger: entity tokens, those of a type against each other,
             and apart where retained rows hold the word as that type, as another, or not at all). ``auc`` is the share
-            of pairs in which the forgotten one is likelier, ``gap`` by how much probability it is so on average.
-        band: Admissible values of it: about 0.5 for ``auc``, about 0 for ``gap``.
+            of pairs in which the forgotten one is likelier, ``gap`` by how much probability it is so on average; ``f1``
+            of a tagger by how much strict F1, whatever the entities are: name models as ``data.never_saw`` beside it.
+        band: Admissible values of it: about 0.5 for ``auc``, about 0 for ``gap`` and ``f1``.
         quality: Lowest admissible probability of the watched retained rows, as a share of the original's.
         calibration: Never-seen rows that the rule reads and the evaluation does not: a share of ``data.never_seen``
             (whole groups, of what training leaves of it), or a source of its own.
@@ -290,7 +291,7 @@ class Stop:
     """
 
     rule: Literal["none", "two_sided"] = "none"
-    statistic: Literal["auc", "gap"] = "auc"
+    statistic: Literal["auc", "gap", "f1"] = "auc"
     band: tuple[float, ...] = (0.45, 0.55)
     quality: float = 0.98
     calibration: float | str = 0.5

@@ -25,6 +25,7 @@ _SAID = {
         "probability",
         "by how much probability on average a forgotten row is likelier than never-seen ones of its kind; zero",
     ),
+    "f1": ("F1", "by how much strict F1 the forgotten rows' entities are found better than never-seen ones; zero"),
 }
 _SEEN, _KEPT = Look("s-0", "o"), Look("s-1", "^")
 
@@ -44,7 +45,8 @@ def figure(stopping: Any) -> Figure | None:
     low, high = (*map(float, as_list(given.get("band"))), 0.0, 1.0)[:2]
     least = float(given.get("quality") or 0.0)
     judged = [c for c in checks if c["quality"] is not None]  # outside the band the retained are not looked at
-    name = "gap" if given.get("statistic") == "gap" else "auc"
+    name = str(given.get("statistic") or "auc")
+    name = name if name in _SAID and all(c.get(name) is not None for c in checks) else "auc"
     axis, said = _SAID[name]
     panels, second = [_panel("forgotten beside never-seen", name, axis, checks, kept, (low, high))], ""
     if judged:

@@ -23,7 +23,7 @@ ABOVE_ZERO = ("schedule.epochs", "optimiser.lr", "optimiser.adamw_lr", "evaluate
 MOST = {"optimiser.warmup": 1, "optimiser.floor": 1, "optimiser.tail": 1, "stop.after": 1, "seed": 2**32 - 1}
 
 #: Statistic of the stopping rule -> its value where forgotten and never-seen rows meet.
-MET = {"auc": 0.5, "gap": 0.0}
+MET = {"auc": 0.5, "gap": 0.0, "f1": 0.0}
 
 
 def check(settings: recipe.Recipe) -> None:

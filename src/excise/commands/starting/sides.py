@@ -7,9 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from excise import forward, ledger, recipe
 from excise.commands.starting import aligning, objective
 from excise.commands.starting.aligning import SHUFFLED
@@ -35,15 +32,15 @@ class Sides:
         warnings: What a careful reader should know (near duplicates, short sides).
         sources: Where each side came from, for the manifest.
         left_out: How many rows of a side an earlier request had named.
-        unseen: Of a classifier's forget rows and the rule's never-seen ones, row by row: the log-likelihood of each
-            label by a model that never saw it. Empty where none was asked.
+        unseen: Of a classifier's forget rows and the rule's never-seen ones, row by row: what a model that never saw it
+            says of its labels (`watching.Said`). Empty where none was asked.
     """
 
     records: dict[str, list[Record]]
     warnings: list[str] = field(default_factory=list)
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
-    unseen: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
+    unseen: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def read(
