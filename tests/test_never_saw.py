@@ -165,6 +165,14 @@ def test_the_rule_may_go_by_f1(places: dict[str, str], tmp_path: Path) -> None:
     assert "strict F1" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_f1_without_fair_company_is_warned_of(places: dict[str, str], tmp_path: Path) -> None:
+    own = settings(places, tmp_path / "run", (), statistic="f1")
+    matching.match(own, given := sides.of(own), QUIET)
+    assert "name models that never saw the forget rows" in given.warnings[-1]
+    matching.match(settings(places, tmp_path / "run", ()), plain := sides.of(own), QUIET)
+    assert len(plain.warnings) == len(given.warnings) - 1
+
+
 def test_f1_is_for_taggers(places: dict[str, str], tmp_path: Path) -> None:
     texts = {side: small_tagger.write_rows(tmp_path / f"{side}.jsonl", small_tagger.texts(12, seed=i))
              for i, side in enumerate(("forget", "retain", "never_seen", "rule"))}  # fmt: skip
