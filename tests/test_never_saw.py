@@ -173,13 +173,16 @@ def test_f1_without_fair_company_is_warned_of(places: dict[str, str], tmp_path: 
     assert len(plain.warnings) == len(given.warnings) - 1
 
 
-def test_f1_is_for_taggers(places: dict[str, str], tmp_path: Path) -> None:
+def test_texts_have_such_models_too_and_no_f1_of_entities(tmp_path: Path) -> None:
     texts = {side: small_tagger.write_rows(tmp_path / f"{side}.jsonl", small_tagger.texts(12, seed=i))
              for i, side in enumerate(("forget", "retain", "never_seen", "rule"))}  # fmt: skip
-    texts["original"] = small_tagger.save(small_tagger.model(small_tagger.LABELS), tmp_path / "texts")
-    own = settings(texts, tmp_path / "run", (), statistic="f1")
+    for seed, name in enumerate(("original", "other")):
+        texts[name] = small_tagger.save(small_tagger.model(small_tagger.LABELS, seed=seed), tmp_path / name)
+    task = {"model.task": "sequence_classification"}
+    run(recipe.changed(settings(texts, tmp_path / "run"), task), progress=QUIET)
+    assert abs(artifacts.read_manifest(artifacts.RunFolder(tmp_path / "run"))["stopping"]["never_saw"]["gap"]) > 1e-4
     with pytest.raises(UsageError, match="f1 is that of entities"):
-        run(recipe.changed(own, {"model.task": "sequence_classification"}), progress=QUIET)
+        run(recipe.changed(settings(texts, tmp_path / "trap", (), statistic="f1"), task), progress=QUIET)
 
 
 def test_going_on_with_another_model_there_is_refused(
