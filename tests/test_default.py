@@ -82,6 +82,14 @@ def test_the_whole_default_says_one_thing_and_changes_nothing() -> None:
     assert dict(choose(Given(task="sequence_classification")).changes) == {}
 
 
+def test_a_tagger_beside_models_that_never_saw_the_rows() -> None:
+    fair = Given(task="token_classification", never_saw=True)
+    assert (choose(fair).recipe, dict(choose(fair).changes)) == ("gold-like-ner", {})
+    for other in ({"never_saw": False}, {"calibrates": False}, {"watches": False}, {"task": "sequence_classification"}):
+        assert choose(dataclasses.replace(fair, **other)).recipe == "deepcut"
+    assert recipe.load("gold-like-ner").stop.statistic == "f1"
+
+
 def test_plain_steps_do_not_pull_weights_to_zero() -> None:
     for given in (Given(lora=True), Given(unshaped="bf16")):
         built = recipe.load("gold-like", (), choose(given).changes)

@@ -152,13 +152,9 @@ def test_a_method_is_complete_and_stands_alone(name: str) -> None:
     assert not retain or {retain} <= set(RETAIN)
 
 
-def test_the_recipe_for_taggers_adds_one_term_to_deepcut() -> None:
-    plain, more = recipe.load("deepcut"), recipe.load("gold-like-ner")
-    assert (plain.objective.forget, list(more.objective.forget)) == ({}, ["quantile"])
-    assert more.objective.forget["quantile"]["within"] == "outside"
-    same = replace(more, objective=plain.objective, tune=plain.tune)
-    assert same == plain
-    assert (more.objective.retain, more.objective.regularise) == (plain.objective.retain, plain.objective.regularise)
+def test_the_recipe_for_taggers_changes_where_reverse_gradient_ends() -> None:
+    plain, more = recipe.load("reverse-gradient"), recipe.load("gold-like-ner")
+    assert more == replace(plain, stop=replace(plain.stop, statistic="f1"))
 
 
 def test_every_forget_loss_has_a_recipe() -> None:

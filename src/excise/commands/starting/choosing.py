@@ -32,16 +32,17 @@ def default_recipe(keys: Sequence[Override]) -> recipe.Recipe:
         {'npo': {'beta': 0.1}}
     """
     own = recipe.load(None, keys)
-    found = None if _names_method(keys, own.model.task) else look(own)
+    found = None if _names_method(keys, own) else look(own)
     if found is None:
         return own
     choice = defaults.choose(found)
     return recipe.load(choice.recipe, keys, {**choice.changes, "chosen": list(choice.why)})
 
 
-def _names_method(keys: Sequence[Override], task: str) -> bool:
+def _names_method(keys: Sequence[Override], own: recipe.Recipe) -> bool:
     """Whether a key names a forget objective that the default does not have; settings of its own terms do not."""
-    known = recipe.load(defaults.DEFAULT if task == "causal_lm" else defaults.CLASSES).objective.forget
+    of_classes = defaults.TAGS if own.data.never_saw else defaults.CLASSES
+    known = recipe.load(defaults.DEFAULT if own.model.task == "causal_lm" else of_classes).objective.forget
     parts = [key.split(".") for key, _ in keys if key.split(".")[0] == "objective"]
     return any(len(p) == 1 or (p[1] == "forget" and (len(p) == 2 or p[2] not in known)) for p in parts)
 
@@ -73,6 +74,7 @@ def look(settings: recipe.Recipe) -> defaults.Given | None:
         trains=trains,
         calibrates=isinstance(stop.calibration, str) or _without(rest, stop.calibration, seed) is not None,
         watches=_without(kept, stop.watch, seed) is not None,
+        never_saw=bool(data.never_saw),
         shuffles=_shuffles(forget, settings),
         lora=model.lora is not None,
         unshaped=_unshaped(settings),

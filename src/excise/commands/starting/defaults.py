@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: The default of language models, what it falls back on, and the default of classifiers.
-DEFAULT, WITHOUT, CLASSES = "gold-like", "simnpo-clreg", "deepcut"
+#: The default of language models, what it falls back on, that of classifiers, and of taggers beside fair company.
+DEFAULT, WITHOUT, CLASSES, TAGS = "gold-like", "simnpo-clreg", "deepcut", "gold-like-ner"
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Given:
         trains: Whether some of them can be set aside for terms to read.
         calibrates: Whether of the others some can be set aside for a stopping rule.
         watches: Whether some retained rows can be set aside for it.
+        never_saw: Whether models that never saw the forget rows are named.
         shuffles: Whether the forget rows have questions, of two groups or more, to be shuffled as a stand-in.
         lora: Whether an adapter is asked for.
         unshaped: Why updates of whole weights cannot be given a shape; empty where they can.
@@ -33,6 +34,7 @@ class Given:
     trains: bool = True
     calibrates: bool = True
     watches: bool = True
+    never_saw: bool = False
     shuffles: bool = True
     lora: bool = False
     unshaped: str = ""
@@ -61,6 +63,8 @@ def choose(given: Given) -> Choice:
         >>> choose(Given(never_seen=False, trains=False, shuffles=False)).recipe
         'simnpo-clreg'
     """
+    if given.task == "token_classification" and given.never_saw and given.calibrates and given.watches:
+        return _made(TAGS, "the default for taggers with models that never saw the forget rows", [])
     if given.task != "causal_lm":
         return _made(CLASSES, "the default for classifiers", [_stop(given)])
     if given.trains:
