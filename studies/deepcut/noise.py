@@ -4,8 +4,9 @@
 
 Rows that the original never saw are drawn at random as if they were forgotten, and held against others of them: what a
 rule without noise would call 1/2 or 0. Then the same less what other models say that never saw them: two models of half
-of the data, each alone or row by row in turn (`data.never_saw`), and a gold. ``--encoder`` and ``--out`` as for
-`run.py`, whose models are used (and made, if they are not there). Prints a table.
+of the data, each alone or row by row in turn (`data.never_saw`), and a gold. A second table: on the reported draws at
+5 %, how far apart each gold finds forgotten sentences and the rule's, and how far the halves do. ``--encoder`` and
+``--out`` as for `run.py`, whose models are used (and made, if they are not there). Prints both.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import scoring
+from rows import ON
 from run import SIZES
 from study import Study
 
 from excise import models, recipe
-from excise.commands import kinds
+from excise.commands import kinds, matching, watching
+from excise.commands.progress import Progress
 from excise.commands.starting import sides
 from excise.matched import matched_auc, matched_gap
+from excise.metrics import entities
 from excise.metrics.table import Table
 from excise.tasks import class_maps, token_classification
 
@@ -62,6 +66,30 @@ def main() -> None:
     )
     rows = sides.Rows({"retain": old, "forget": new, sides.CALIBRATION: new}, tokenizer.pad_token_id, TASK)
     spread(tables, rows, kinds.types(class_maps(names, TASK)["class_map/type"].numpy()), given.draws)
+    foreseen(study, [str(place) for place in halves], names)
+
+
+def foreseen(study: Study, halves: list[str], names: tuple[str, ...]) -> None:
+    """For each reported draw where the rule begins to count if its gold is asked, and if the halves are."""
+    print("\n| draw | gap, gold's | halves' | F1 apart, gold's | halves' |\n|---|---|---|---|---|")
+    of = kinds.types(class_maps(names, TASK)["class_map/type"].numpy())
+    for draw in ON:
+        found = []
+        for asked in ([str(study.gold("wnut17", f"random05-{draw}", draw)[0])], halves):
+            settings = study.recipe("wnut17", f"random05-{draw}", "deepcut", {"data.never_saw": asked}, seed=draw)
+            given, tokenizer = sides.of(settings), models.load_tokenizer(halves[0], task=TASK)
+            matching.match(settings, given, Progress(quiet=True))
+            rows = sides.encode(
+                given, ["forget", sides.CALIBRATION, "retain"], tokenizer, settings.data, seed=draw, context=None,
+                task=TASK, classes=names,
+            )  # fmt: skip
+            chosen = {side: range(rows.counts[side]) for side in ("forget", sides.CALIBRATION)}
+            own, strict = kinds.familiar(rows, chosen, of), entities.scheme(names)
+            found.append(watching.beginning(rows, chosen, own, given.unseen, strict, names))
+        print(
+            f"| {draw} | " + " | ".join(f"{own[what]:+.3f}" for what in ("gap", "f1") for own in found) + " |",
+            flush=True,
+        )
 
 
 def spread(tables: Mapping[str, Table], rows: sides.Rows, types: kinds.KindsOf, draws: int) -> None:
