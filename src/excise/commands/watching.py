@@ -78,7 +78,11 @@ def stopping(
     """
     of = kinds.types(class_maps(classes, rows.task)["class_map/type"].numpy()) if classes else None
     strict = _strict(settings, classes)
-    chosen = {side: _with_units(rows, side, _sample(rows, side, settings), None if strict else of) for side in SIDES}
+    # F1 is of all sentences; what else is looked at are the labels of entities.
+    chosen = {
+        side: _with_units(rows, side, _sample(rows, side, settings), None if strict and side != WATCH else of)
+        for side in SIDES
+    }
     if of is not None and not kinds.shared(rows, chosen, of):
         raise UsageError(
             "stop.rule: two_sided has nothing to compare: no entity type of the forgotten rows is among the rows set "
@@ -92,11 +96,10 @@ def stopping(
         _hold(folder / BEGINNING, easier if strict else {k: easier[k] for k in ("auc", "gap")})
 
     def seen(side: str) -> Seen:
-        parts = [
-            _read(model, anatomy, rows, side, part, autocast, tags=strict is not None) for part in _parts(chosen[side])
-        ]
+        wanted = None if side == WATCH else strict
+        read = [_read(model, anatomy, rows, side, part, autocast, tags=bool(wanted)) for part in _parts(chosen[side])]
         labels = [rows.examples[side][i] for i in chosen[side]]
-        return _units([row for part in parts for row in part], labels, of, strict)
+        return _units([row for part in read for row in part], labels, of, wanted)
 
     def retained() -> float:
         return float(np.exp(seen(WATCH).values).mean())
