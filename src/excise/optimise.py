@@ -70,6 +70,7 @@ def optimizer(
     rest = [p for _, p in named if p.ndim != 2 or id(p) in tables]
     parts: list[torch.optim.Optimizer] = []  # an adapter has matrices only, and no optimizer takes nothing
     if matrices:
+        _orthogonalise_fast()
         parts.append(torch.optim.Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay))
     if rest:
         parts.append(_adamw(rest, settings.adamw_lr or settings.lr, settings))
@@ -114,3 +115,21 @@ def rate(step: int, steps: int, settings: recipe.Optimiser) -> float:
         return 1.0
     shape = 1 - done if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return settings.floor + (1 - settings.floor) * max(0.0, shape)
+
+
+def _orthogonalise_fast() -> None:
+    """Let Muon orthogonalise in fp32 where a CPU has no bf16 of its own: emulated it is tens of times slower."""
+    flags = torch.backends.cpu.get_cpu_capability(), torch.cuda.is_available()
+    if flags[0] == "AVX2" and not flags[1]:
+        torch.optim._muon._zeropower_via_newtonschulz = _orthogonal  # type: ignore[attr-defined]
+
+
+def _orthogonal(grad: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> torch.Tensor:
+    """Newton-Schulz iterations towards the orthogonal factor (Jordan et al. 2024), in the gradient's precision."""
+    a, b, c = coefficients
+    x = grad.T if grad.size(0) > grad.size(1) else grad
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if grad.size(0) > grad.size(1) else x
