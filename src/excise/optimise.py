@@ -121,7 +121,7 @@ def _orthogonalise_fast() -> None:
     """Let Muon orthogonalise in fp32 where a CPU has no bf16 of its own: emulated it is tens of times slower."""
     flags = torch.backends.cpu.get_cpu_capability(), torch.cuda.is_available()
     if flags[0] == "AVX2" and not flags[1]:
-        torch.optim._muon._zeropower_via_newtonschulz = _orthogonal  # type: ignore[attr-defined]
+        setattr(torch.optim._muon, "_zeropower_via_newtonschulz", _orthogonal)  # noqa: B010 - private to torch
 
 
 def _orthogonal(grad: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> torch.Tensor:
