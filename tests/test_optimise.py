@@ -152,3 +152,16 @@ def test_shapes_of_decay_at_half_way() -> None:
     assert rate(100, 100, recipe.Optimiser(decay="cosine", floor=0.25)) == pytest.approx(0.25)
     assert rate(10**6, 100, recipe.Optimiser(floor=0.25)) == pytest.approx(0.25)
     assert optimise.rate(0, 1, recipe.Optimiser()) == 1.0
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (12, 5), (5, 12)])
+def test_muon_in_full_precision_is_torchs_but_for_rounding(shape: tuple[int, int]) -> None:
+    from excise.optimise import _orthogonal
+
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, b, c = 3.4445, -4.775, 2.0315
+    u, s, v = torch.linalg.svd(grad, full_matrices=False)
+    s = s / s.norm()
+    for _ in range(5):  # the iteration moves singular values alone
+        s = a * s + b * s**3 + c * s**5
+    torch.testing.assert_close(_orthogonal(grad, (a, b, c), 5, 1e-7), u @ torch.diag(s) @ v)
