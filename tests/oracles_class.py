@@ -148,8 +148,19 @@ def bad_teacher(given: Inputs, options: Options) -> list[float]:
     out = []
     for own, h in zip(z, states, strict=True):
         said = [options["spread"] * sum(w * x for w, x in zip(weights, h, strict=True)) for weights in head]
-        pairs = zip(log_softmax(said), log_softmax(own), strict=True)
-        out.append(sum(math.exp(t) * (t - p) for t, p in pairs))
+        out.append(divergence(log_softmax(said), log_softmax(own)))
+    return out
+
+
+def divergence(of: list[float], to: list[float]) -> float:
+    return sum(math.exp(t) * (t - p) for t, p in zip(of, to, strict=True))
+
+
+def distil(given: Inputs, options: Options) -> list[float]:
+    logp, starts = given["said"]["logp"].tolist(), given["said"]["starts"].tolist()
+    out = []
+    for own, row, place in zip(given["logits"].tolist(), given["rows"].tolist(), given["places"].tolist(), strict=True):
+        out.append(divergence(logp[starts[row] + place], log_softmax(own)))
     return out
 
 
@@ -157,6 +168,7 @@ ORACLES: dict[str, Callable[[Inputs, Options], list[float]]] = {
     "deepcut": deepcut,
     "relabel": relabel,
     "bad_teacher": bad_teacher,
+    "distil": distil,
 }
 
 

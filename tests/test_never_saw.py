@@ -1,4 +1,4 @@
-"""A classifier's stopping rule counts from what models say that never saw the forget rows (`data.never_saw`)."""
+"""From what models say that never saw the forget rows (`data.never_saw`) a classifier learns, and its rule counts."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_going_on_with_another_model_there_is_refused(
             run(own, progress=QUIET)
     shutil.rmtree(place)
     shutil.copytree(places["third"], place)
-    with pytest.raises(IntegrityFailed, match=r"another data\.never_saw"):
+    with pytest.raises(IntegrityFailed, match=r"begun with other forget-never-saw rows"):
         run(own, resume=True, progress=QUIET)
 
 
@@ -213,7 +213,7 @@ def test_a_model_that_knows_them_is_asked_about(places: dict[str, str], tmp_path
 
 def test_what_cannot_be_asked_is_refused_and_nothing_written(places: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(UsageError, match="where the stopping rule of a classifier begins to count"):
+    with pytest.raises(UsageError, match=r"name objective\.forget\.distil, or set stop\.rule: two_sided"):
         run(settings(places, out, rule="none", band=[0.45, 0.55], statistic="auc"), progress=QUIET)
     with pytest.raises(InputRefused):
         run(settings(places, out, str(tmp_path / "nowhere")), progress=QUIET)
@@ -221,3 +221,154 @@ def test_what_cannot_be_asked_is_refused_and_nothing_written(places: dict[str, s
     with pytest.raises(InputRefused, match=r"data\.never_saw: .*strange: .*none of the 2 classes"):
         run(settings(places, out, strange), progress=QUIET)
     assert not out.exists()
+
+
+# --- learning from them -------------------------------------------------------------------------------------------
+
+PUPIL = {"objective.forget": {"distil": {}}, "stop.rule": "none", "stop.band": [0.45, 0.55], "stop.statistic": "auc"}
+
+
+def pupil(places: dict[str, str], out: Path, never_saw: Any = ("original", "other"), **changes: Any) -> recipe.Recipe:
+    return recipe.changed(settings(places, out, never_saw), {**PUPIL, **changes})
+
+
+def spread(model: str, path: str, names: list[str]) -> list[Any]:
+    """Log-probabilities of every class at every word, with transformers alone; a row each."""
+    net, tokens = AutoModelForTokenClassification.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    out = []
+    for row in map(json.loads, Path(path).read_text().splitlines()):
+        made = tokens(row["tokens"], is_split_into_words=True, return_tensors="pt")
+        with torch.no_grad():
+            logp = net(**{k: v for k, v in made.items() if k != "token_type_ids"}).logits[0].log_softmax(-1)
+        at = [made.word_ids().index(i) for i in range(len(row["tokens"]))]
+        out.append(logp[at][:, [net.config.label2id[name] for name in names]].double())
+    return out
+
+
+def divergence(places: dict[str, str], teacher: str, of: str) -> float:
+    """Mean over all words of the forget rows of ``KL(teacher || of)``."""
+    names = list(AutoModelForTokenClassification.from_pretrained(places["original"]).config.label2id)
+    pairs = zip(spread(teacher, places["forget"], names), spread(of, places["forget"], names), strict=True)
+    return float(torch.cat([(t.exp() * (t - p)).sum(-1) for t, p in pairs]).mean())
+
+
+def test_a_tagger_learns_from_the_model_that_never_saw_the_rows(places: dict[str, str], tmp_path: Path) -> None:
+    """The first step's value is the divergence from that model, the last is much less; no rule is needed for it."""
+    shutil.copytree(places["original"], tmp_path / "original")
+    config = tmp_path / "original" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_dropout_prob": 0.0,
+                                  "attention_probs_dropout_prob": 0.0}))  # fmt: skip
+    given = {**places, "original": str(tmp_path / "original")}
+    own = pupil(given, tmp_path / "run", "other", **{"schedule.steps": 30, "schedule.forget_batch": 12,
+                                                     "optimiser.lr": 3e-3, "log_every": 1})  # fmt: skip
+    run(own, progress=QUIET)
+    log = artifacts.read_log(artifacts.RunFolder(tmp_path / "run"))
+    before = divergence(places, places["other"], places["original"])
+    assert log[0]["terms"]["distil"] == pytest.approx(before, rel=1e-4)
+    assert divergence(places, places["other"], str(tmp_path / "run" / "model")) < before / 2
+
+
+def test_a_teacher_may_number_its_classes_otherwise(places: dict[str, str], tmp_path: Path) -> None:
+    values = {}
+    for name in ("as it is", "turned"):
+        place = tmp_path / name
+        shutil.copytree(places["other"], place)
+        if name == "turned":
+            net = AutoModelForTokenClassification.from_pretrained(place)
+            names = [net.config.id2label[i] for i in range(net.config.num_labels)][::-1]
+            with torch.no_grad():
+                for parameter in net.classifier.parameters():
+                    parameter.copy_(parameter.flip(0))
+            net.config.id2label, net.config.label2id = dict(enumerate(names)), {n: i for i, n in enumerate(names)}
+            net.save_pretrained(place)
+        own = pupil(places, tmp_path / f"run {name}", str(place), **{"schedule.steps": 1, "log_every": 1})
+        run(own, progress=QUIET)
+        values[name] = artifacts.read_log(artifacts.RunFolder(Path(own.out)))[0]["terms"]["distil"]
+    assert values["turned"] == pytest.approx(values["as it is"], rel=1e-5)
+
+
+def test_rows_that_are_cut_keep_their_teacher(places: dict[str, str], tmp_path: Path) -> None:
+    """Long rows are cut between words for the model; every piece is told what was said of its own words."""
+    whole = [json.loads(line) for line in Path(places["forget"]).read_text().splitlines()]
+    longer = {key: [v for row in whole[:4] for v in row[key]] for key in ("tokens", "ner_tags")}
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (longer, whole[4])))
+    cut = {"data.forget": str(path), "data.max_length": 12, "data.long": "split"}
+    own = pupil(places, tmp_path / "run", "other", **cut)
+    matching.match(own, given := sides.of(own), QUIET)
+    tokens = AutoTokenizer.from_pretrained(places["original"])
+    sides.cut(given, tokens, sides.encoding(own.data), task="token_classification", long="split")
+    names = small_tagger_names(places)
+    rows = sides.encode(given, ["forget"], tokens, own.data, seed=0, context=None, task="token_classification",
+                        classes=names)  # fmt: skip
+    made = matching.taught(rows, given.unseen["forget"], names)
+    assert len(made["starts"]) == rows.counts["forget"] > 2
+    assert made["logp"].shape == (sum(len(row["tokens"]) for row in (longer, whole[4])), len(names))
+    for start, example in zip(made["starts"].tolist(), rows.examples["forget"], strict=True):
+        own_rows = made["logp"][start : start + len(example.classes)]
+        assert torch.allclose(own_rows.exp().sum(-1), torch.ones(len(example.classes)), atol=1e-5)
+    told = np.concatenate([row.logp for row in given.unseen["forget"]])
+    labels = [c for example in rows.examples["forget"] for c in example.classes]
+    assert made["logp"][torch.arange(len(labels)), labels].tolist() == pytest.approx(told.tolist(), abs=1e-5)
+
+
+def small_tagger_names(places: dict[str, str]) -> tuple[str, ...]:
+    config = AutoModelForTokenClassification.from_pretrained(places["original"]).config
+    return tuple(config.id2label[i] for i in range(config.num_labels))
+
+
+def test_learning_needs_models_to_learn_from(places: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UsageError, match=r"name them as data\.never_saw"):
+        run(pupil(places, out, ()), progress=QUIET)
+    wider = small_tagger.save(small_tagger.model((*small_tagger_names(places), "B-else", "I-else")), tmp_path / "wider")
+    with pytest.raises(InputRefused, match="tell the same classes apart: B-else, I-else"):
+        run(pupil(places, out, wider), progress=QUIET)
+    assert not (out / "model").exists()
+
+
+def test_an_interrupted_pupil_goes_on_to_the_same_weights(places: dict[str, str], tmp_path: Path) -> None:
+    steps = {"schedule.steps": 4, "checkpoint_every": 2}
+    run(pupil(places, tmp_path / "whole", **steps), progress=QUIET)
+    own = pupil(places, tmp_path / "halved", **steps)
+    with pytest.MonkeyPatch.context() as cut_off:
+
+        def interrupted(trainer: Any, *_: Any) -> None:
+            raise KeyboardInterrupt
+
+        cut_off.setattr("excise.commands.training._picture", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(own, progress=QUIET)
+    run(own, resume=True, progress=QUIET)
+    weights = [AutoModelForTokenClassification.from_pretrained(tmp_path / name / "model").state_dict()
+               for name in ("whole", "halved")]  # fmt: skip
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+
+def test_a_pupil_that_goes_on_has_to_have_the_same_teachers(places: dict[str, str], tmp_path: Path) -> None:
+    place = tmp_path / "never-saw"
+    shutil.copytree(places["other"], place)
+    own = pupil(places, tmp_path / "run", str(place))
+    with pytest.MonkeyPatch.context() as cut_off:
+
+        def interrupted(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        cut_off.setattr("excise.commands.training._picture", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(own, progress=QUIET)
+    shutil.rmtree(place)
+    shutil.copytree(places["third"], place)
+    with pytest.raises(IntegrityFailed, match="begun with other forget-never-saw rows"):
+        run(own, resume=True, progress=QUIET)
+
+
+def test_texts_learn_too(tmp_path: Path) -> None:
+    texts = {side: small_tagger.write_rows(tmp_path / f"{side}.jsonl", small_tagger.texts(12, seed=i))
+             for i, side in enumerate(("forget", "retain", "never_seen", "rule"))}  # fmt: skip
+    for seed, name in enumerate(("original", "other")):
+        texts[name] = small_tagger.save(small_tagger.model(small_tagger.LABELS, seed=seed), tmp_path / name)
+    own = pupil(texts, tmp_path / "run", "other", **{"model.task": "sequence_classification", "log_every": 1})
+    run(own, progress=QUIET)
+    log = artifacts.read_log(artifacts.RunFolder(tmp_path / "run"))
+    assert 0 < log[-1]["terms"]["distil"] < log[0]["terms"]["distil"] * 1.5

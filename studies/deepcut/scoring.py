@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import engine
 from excise import artifacts, models, recipe
 from excise.artifacts import Number, Results, RunFolder
+from excise.commands import matching
+from excise.commands.starting import sides
 from excise.forward import Anatomy, Batch, Step, logits
 from excise.metrics import class_scores
 from excise.metrics.measure import evaluating, group_ids
@@ -67,6 +70,15 @@ def tables(
             columns["group"] = groups[side]
         out[side] = check(Table(side, len(rows), columns, tuple(names)))
     return out
+
+
+def strangers(settings: recipe.Recipe) -> float:
+    """Strict F1 of the forget rows by whoever never saw them (``data.never_saw``)."""
+    given = sides.of(settings)
+    matching.match(settings, given, engine.Clock(quiet=True))
+    told, names = given.unseen["forget"], given.unseen["forget"][0].names
+    made = tables({"forget": [torch.from_numpy(row.every) for row in told]}, {"forget": given.records["forget"]}, names)
+    return float(Number.of(class_scores.score(made).values["forget_f1"]).value or 0.0)
 
 
 def write(run: RunFolder, tables: Mapping[str, Mapping[str, Table]], seconds: Mapping[str, float]) -> None:

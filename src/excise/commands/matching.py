@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from excise import models, recipe
 from excise.alike import alike
@@ -17,6 +20,7 @@ from excise.commands.starting import sides
 from excise.commands.starting.sides import CALIBRATION, TRAINING
 from excise.commands.watching import Said, said
 from excise.errors import InputRefused, UsageError
+from excise.initialise import store
 from excise.metrics.statistics import auc
 from excise.records import Record, fingerprint
 
@@ -28,11 +32,12 @@ def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> No
     """Aim at what the models of ``data.never_saw`` find, each read once and let go; without one nothing is done.
 
     For language models those never-seen rows are left for training and the stopping rule that are as easy as the forget
-    rows (`alike`); what is measured stays whole. For classifiers, whose rows are few and short, none is given up: the
-    rule is told how likely every label is to a model that never saw it (``Sides.unseen``), and counts from there.
+    rows (`alike`); what is measured stays whole. For classifiers, whose rows are few and short, none is given up: what
+    such a model says of every label (``Sides.unseen``) is what the term `distil` learns, and where the rule begins to
+    count.
 
     Raises:
-        UsageError: Neither training nor the rule reads never-seen rows, or of a classifier the rule does not.
+        UsageError: Neither training nor the rule reads never-seen rows, or of a classifier neither reads such models.
         InputRefused: A model that cannot be loaded, or rows that do not fit into it.
     """
     if not settings.data.never_saw:
@@ -43,14 +48,16 @@ def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> No
             )
         return
     chooses = settings.model.task == "causal_lm"
-    read = [s for s in ((TRAINING, CALIBRATION) if chooses else (CALIBRATION,)) if len(given.records.get(s, [])) > 1]
-    if not read:
+    read = [s for s in _compared(settings) if len(given.records.get(s, [])) > 1]
+    if chooses and not read:
+        raise UsageError("data.never_saw chooses among never-seen rows, and neither training nor stop.rule reads any")
+    if not chooses and settings.stop.rule == "none" and "distil" not in settings.objective.forget:
         raise UsageError(
-            "data.never_saw chooses among never-seen rows, and neither training nor stop.rule reads any" if chooses else
-            "data.never_saw says where the stopping rule of a classifier begins to count: set stop.rule: two_sided"
-        )  # fmt: skip
-    with progress.stage("match: never-seen rows"):
-        found = _unseen(settings, given, read)
+            "data.never_saw is what the term distil learns from, and where the stopping rule of a classifier begins to "
+            "count: name objective.forget.distil, or set stop.rule: two_sided"
+        )
+    with progress.stage("match: what models say that never saw the rows"):
+        found, weights = _unseen(settings, given, read)
     for side in read:
         mine, others = ([_mean(row) for row in found[name]] for name in ("forget", side))
         if (share := float(auc(mine, others))) > DOUBTED:
@@ -65,28 +72,45 @@ def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> No
             given.sources[f"{side}-alike"] = chosen
     if not chooses:
         given.unseen = found
+        given.sources["forget-never-saw"] = {"rows": len(given.records["forget"]), "fingerprint": weights}
 
 
-def _unseen(settings: recipe.Recipe, given: sides.Sides, read: Sequence[str]) -> dict[str, list[Said]]:
-    """Side -> what is said of each row's labels, by one model each.
+def _compared(settings: recipe.Recipe) -> tuple[str, ...]:
+    """The never-seen rows that the forget rows are held against.
+
+    Where no rule of a classifier reads any, those of the evaluation are read for the warning alone.
+    """
+    if settings.model.task == "causal_lm":
+        return TRAINING, CALIBRATION
+    return ("never_seen",) if settings.stop.rule == "none" else (CALIBRATION,)
+
+
+def _unseen(settings: recipe.Recipe, given: sides.Sides, read: Sequence[str]) -> tuple[dict[str, list[Said]], str]:
+    """Side -> what is said of each row's labels, by one model each; and a fingerprint of all models' weights.
 
     Of several, each forget row is new to one at least: the one that finds it least likely is believed. Never-seen rows
     are new to all and are shared out in turn, so that either side is read by one model a row.
     """
-    names = ("forget", *read)
-    by_model = [_by(model, settings, given, names) for model in settings.data.never_saw or ()]
-    out = {}
+    names, digest = ("forget", *read), hashlib.sha256()
+    by_model, out = [], {}
+    for name in settings.data.never_saw or ():
+        found, weights = _by(name, settings, given, names)
+        by_model.append(found)
+        digest.update(weights.encode())
     for side in names:
         rows = enumerate(zip(*(found[side] for found in by_model), strict=True))
         out[side] = [min(own, key=_mean) if side == "forget" else own[i % len(own)] for i, own in rows]
-    return out
+    return out, digest.hexdigest()
 
 
 def _mean(row: Said) -> float:
     return float(row.logp.mean())
 
 
-def _by(name: str, settings: recipe.Recipe, given: sides.Sides, names: Sequence[str]) -> dict[str, list[Said]]:
+def _by(
+    name: str, settings: recipe.Recipe, given: sides.Sides, names: Sequence[str]
+) -> tuple[dict[str, list[Said]], str]:
+    """What one model says, and the fingerprint of its weights."""
     model, tokenizer = load_for_measuring(name, settings)
     task, context = settings.model.task, models.context_length(model)
     own, classes = replace(given, records={side: given.records[side] for side in names}, warnings=[]), tuple[str, ...]()
@@ -100,12 +124,36 @@ def _by(name: str, settings: recipe.Recipe, given: sides.Sides, names: Sequence[
         )
     except InputRefused as error:
         raise InputRefused(f"data.never_saw: {name}: {error}") from None
-    found = {side: said(model, rows, side, classes) for side in names}
-    return found if task == "causal_lm" else {side: _whole(found[side], given.records[side]) for side in names}
+    found, weights = {side: said(model, rows, side, classes) for side in names}, store.fingerprint(model)
+    whole = found if task == "causal_lm" else {side: _whole(found[side], given.records[side]) for side in names}
+    return whole, weights
 
 
 def _whole(pieces: Sequence[Said], records: Sequence[Record]) -> list[Said]:
     """Rows that were cut for their length, put together again: another tokenizer cuts elsewhere."""
-    logp, tags = np.concatenate([piece.logp for piece in pieces]), [t for piece in pieces for t in piece.tags]
+    logp, every = (np.concatenate([getattr(piece, part) for piece in pieces]) for part in ("logp", "every"))
     ends = np.cumsum([0, *(len(r.tags) for r in records)])
-    return [Said(logp[a:b], tuple(tags[a:b])) for a, b in pairwise(ends)]
+    return [Said(logp[a:b], every[a:b], pieces[0].names) for a, b in pairwise(ends)]
+
+
+def taught(rows: sides.Rows, told: Sequence[Said], classes: Sequence[str]) -> dict[str, Tensor]:
+    """What `excise.objectives.distil` reads: log-probabilities of every label of the forget rows, as they are cut now.
+
+    Args:
+        rows: Encoded rows.
+        told: What is said of every forget row, cut at whatever places.
+        classes: Of the model that learns, by number.
+
+    Returns:
+        ``logp [N, C]`` and ``starts [rows]``.
+
+    Raises:
+        InputRefused: A model that never saw the rows tells other classes apart.
+    """
+    for names in {row.names for row in told}:
+        if set(names) != set(classes):
+            apart = ", ".join(sorted(set(names) ^ set(classes)))
+            raise InputRefused(f"data.never_saw: to learn from a model it has to tell the same classes apart: {apart}")
+    every = np.concatenate([row.every[:, [row.names.index(name) for name in classes]] for row in told])
+    starts = np.cumsum([0, *(len(e.classes) for e in rows.examples["forget"])])[:-1]
+    return {"logp": torch.from_numpy(every), "starts": torch.from_numpy(starts)}

@@ -39,6 +39,7 @@ def plan(settings: recipe.Recipe) -> dict[str, Any]:
     objective.check_sides(terms, given.records)
     objective.check_task(terms, settings.model.task)
     objective.check_stand_in(terms, settings.data)
+    objective.check_never_saw(terms, settings.data)
     wanted = beginning.wanted(settings, terms, pictured=diagnostics.wanted(settings))
     beginning.check_sides(wanted, given.records)
     config = models.read_config(settings.model)

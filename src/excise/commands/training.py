@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from excise import __version__, artifacts, files, models, population, ranks, reference, stopping, train
-from excise.commands import folders, watching
+from excise.commands import folders, matching, watching
 from excise.commands.measuring import diagnostics
 from excise.commands.progress import Progress
 from excise.commands.starting import beginning, editing, gathering, objective
@@ -19,6 +19,7 @@ from excise.commands.starting.preparing import Prepared
 from excise.errors import TrainingStopped
 from excise.forward import REFERENCE, Anatomy
 from excise.initialise import apply, delivery, store
+from excise.objectives import NEVER_SAW
 from excise.tasks import class_maps
 
 
@@ -85,6 +86,8 @@ def fit(
     _begin(p, run, progress, stage, device, resume=resume)
     width = int(p.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
     fixed = {**p.begun.constants, **(class_maps(p.classes, settings.model.task) if p.classes else {})}
+    if objective.reads_never_saw(p.terms):
+        fixed[NEVER_SAW] = matching.taught(p.rows, p.given.unseen["forget"], p.classes)
     retake = _populations(p, anatomy, device)
     if retake:
         with progress.stage(f"{stage}: never-seen rows"):

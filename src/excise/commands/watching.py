@@ -32,10 +32,22 @@ SIDES = ("forget", CALIBRATION, WATCH)
 
 
 class Said(NamedTuple):
-    """What a model says of a row's labels: the log-likelihood of each, and the class that it takes each for."""
+    """What a model says of a row's labels.
+
+    Attributes:
+        logp: ``[n]`` log-likelihood of each.
+        every: ``[n, C]`` log-probabilities of every class, of a classifier.
+        names: Its classes, by number.
+    """
 
     logp: NDArray[np.float64]
-    tags: tuple[str, ...] = ()
+    every: NDArray[np.float32] = np.empty((0, 0), np.float32)
+    names: tuple[str, ...] = ()
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The class that each label is taken for; none of a language model."""
+        return tuple(self.names[c] for c in self.every.argmax(-1)) if self.names else ()
 
 
 class Seen(NamedTuple):
@@ -95,11 +107,13 @@ def stopping(
         easier |= beginning(rows, chosen, of, unseen, strict, classes)
         _hold(folder / BEGINNING, easier if strict else {k: easier[k] for k in ("auc", "gap")})
 
+    names = tuple(classes)
+
     def seen(side: str) -> Seen:
         wanted = None if side == WATCH else strict
-        read = [_read(model, anatomy, rows, side, part, autocast, tags=bool(wanted)) for part in _parts(chosen[side])]
+        read = [_read(model, anatomy, rows, side, p, autocast, names if wanted else ()) for p in _parts(chosen[side])]
         labels = [rows.examples[side][i] for i in chosen[side]]
-        return _units([row for part in read for row in part], labels, of, wanted)
+        return _units([(row.logp, row.every.argmax(-1)) for part in read for row in part], labels, of, wanted)
 
     def retained() -> float:
         return float(np.exp(seen(WATCH).values).mean())
@@ -142,15 +156,13 @@ def _hold(path: Path, counted: dict[str, float]) -> None:
 
 
 def said(model: nn.Module, rows: sides.Rows, side: str, classes: Sequence[str] = ()) -> list[Said]:
-    """What a model, as it is, says of every label of each row of a side; of classifiers also what it takes each for."""
+    """What a model, as it is, says of every label of each row of a side; of a classifier's classes the others, too."""
     order, anatomy = _by_length(rows, side, range(rows.counts[side])), Anatomy.of(model)
     found: dict[int, Said] = {}
     with evaluating(model):
         for part in _parts(order):
-            read = _read(model, anatomy, rows, side, part, nullcontext, tags=bool(classes))
-            found |= {
-                row: Said(logp, tuple(classes[c] for c in taken)) for row, (logp, taken) in zip(part, read, strict=True)
-            }
+            read = _read(model, anatomy, rows, side, part, nullcontext, tuple(classes))
+            found |= dict(zip(part, read, strict=True))
     return [found[row] for row in range(len(order))]
 
 
@@ -249,16 +261,15 @@ def _read(
     side: str,
     part: list[int],
     autocast: Callable,
-    *,
-    tags: bool,
-) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-    """Of each row the log-likelihood of its labels, and the classes that they are taken for where these are wanted."""
+    names: tuple[str, ...],
+) -> list[Said]:
+    """Of each row the log-likelihood of its labels; of every class, where they are named."""
     batch = rows.batch(side, part).to(next(model.parameters()).device)
-    needs = [token_logp(side), token_rows(side), *([logits(side)] if tags else [])]
+    needs = [token_logp(side), token_rows(side), *([logits(side)] if names else [])]
     with autocast():
         made = Step(model, anatomy, {side: batch}).run(needs)
-        taken = made[needs[2]].rows(0, len(made[needs[2]])).argmax(-1) if tags else made[needs[1]][:0]
-    counts = np.bincount(made[needs[1]].cpu().numpy(), minlength=len(part))
-    ends = np.cumsum(counts)[:-1]
+        said = made[needs[2]].rows(0, len(made[needs[2]])) if names else made[needs[0]][:, None]
+    ends = np.cumsum(np.bincount(made[needs[1]].cpu().numpy(), minlength=len(part)))[:-1]
     logp = np.split(made[needs[0]].double().cpu().numpy(), ends)
-    return list(zip(logp, np.split(taken.cpu().numpy(), ends if tags else ends * 0), strict=True))
+    every = np.split(said.float().log_softmax(-1).cpu().numpy(), ends)
+    return [Said(own, classes, names) for own, classes in zip(logp, every, strict=True)]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from excise.objectives.forget import altpo, dpo, ga, idk_nll, npo, satimp, simnpo, wga
-from excise.objectives.forget_class import bad_teacher, relabel
+from excise.objectives.forget_class import NEVER_SAW, bad_teacher, distil, relabel
 from excise.objectives.forget_quantile import quantile
 from excise.objectives.forget_wide import ceu, ihl, pdu, rmu, rmu_direction, undial
 from excise.objectives.regularise import clreg
@@ -54,6 +54,7 @@ FORGET: Mapping[str, Factory] = {
     "rmu": rmu,
     "relabel": relabel,
     "bad_teacher": bad_teacher,
+    "distil": distil,
     "quantile": quantile,
 }
 
@@ -74,6 +75,7 @@ REGULARISE: Mapping[str, Factory] = {
 
 __all__ = [
     "FORGET",
+    "NEVER_SAW",
     "REGULARISE",
     "RETAIN",
     "Dual",

@@ -41,7 +41,7 @@ def default_recipe(keys: Sequence[Override]) -> recipe.Recipe:
 
 def _names_method(keys: Sequence[Override], own: recipe.Recipe) -> bool:
     """Whether a key names a forget objective that the default does not have; settings of its own terms do not."""
-    of_classes = defaults.TAGS if own.data.never_saw else defaults.CLASSES
+    of_classes = defaults.TAUGHT if own.data.never_saw else defaults.CLASSES
     known = recipe.load(defaults.DEFAULT if own.model.task == "causal_lm" else of_classes).objective.forget
     parts = [key.split(".") for key, _ in keys if key.split(".")[0] == "objective"]
     return any(len(p) == 1 or (p[1] == "forget" and (len(p) == 2 or p[2] not in known)) for p in parts)

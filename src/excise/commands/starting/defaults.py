@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: The default of language models, what it falls back on, that of classifiers, and of taggers beside fair company.
-DEFAULT, WITHOUT, CLASSES, TAGS = "gold-like", "simnpo-clreg", "deepcut", "gold-like-ner"
+#: The default of language models, what it falls back on, that of classifiers, and where they can learn from strangers.
+DEFAULT, WITHOUT, CLASSES, TAUGHT = "gold-like", "simnpo-clreg", "deepcut", "gold-like-ner"
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def choose(given: Given) -> Choice:
         >>> choose(Given(never_seen=False, trains=False, shuffles=False)).recipe
         'simnpo-clreg'
     """
-    if given.task == "token_classification" and given.never_saw and given.calibrates and given.watches:
-        return _made(TAGS, "the default for taggers with models that never saw the forget rows", [])
+    if given.task != "causal_lm" and given.never_saw:
+        return _made(TAUGHT, "the default for classifiers with models that never saw the forget rows", [])
     if given.task != "causal_lm":
         return _made(CLASSES, "the default for classifiers", [_stop(given)])
     if given.trains:

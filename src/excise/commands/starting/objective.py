@@ -15,7 +15,7 @@ from excise import population, recipe
 from excise.commands.starting.aligning import SHUFFLED
 from excise.errors import UsageError
 from excise.forward import Product, base_side
-from excise.objectives import FORGET, REGULARISE, RETAIN, deepcut_cautions, rmu_direction, source_of
+from excise.objectives import FORGET, NEVER_SAW, REGULARISE, RETAIN, deepcut_cautions, rmu_direction, source_of
 from excise.objectives.term import Dual, Ramp, Term
 from excise.schedule import NEVER_SEEN
 
@@ -160,10 +160,25 @@ def check_sides(made: Sequence[Term], given: Collection[str]) -> None:
         raise UsageError("the objective reads never-seen rows, which the recipe does not give: name data.never_seen")
 
 
+def reads_never_saw(made: Sequence[Term]) -> bool:
+    """Whether a term learns from models that never saw the forget rows."""
+    return any(p.what == "constant" and p.detail == NEVER_SAW for p in needs(made))
+
+
+def check_never_saw(made: Sequence[Term], data: recipe.Data) -> None:
+    """Refuse, before anything loads, to learn from models that the recipe does not name."""
+    if reads_never_saw(made) and not data.never_saw:
+        raise UsageError(
+            "the objective learns from models that never saw the forget rows: name them as data.never_saw (two, each "
+            "trained on half of the rows, serve every request)"
+        )
+
+
 def check_task(made: Sequence[Term], task: str) -> None:
     """Refuse a term that tells classes apart where the model has none."""
     for term in made if task == "causal_lm" else ():
-        if any(p.what == "constant" and str(p.detail).startswith("class_map/") for p in term.needs()):
+        of_classes = ("class_map/", NEVER_SAW)
+        if any(p.what == "constant" and str(p.detail).startswith(of_classes) for p in term.needs()):
             raise UsageError(f"the term {term.name!r} is for classifiers: set model.task, to token_classification say")
 
 

@@ -64,6 +64,7 @@ def prepare(
     objective.check_sides(terms, given.records)
     objective.check_task(terms, settings.model.task)
     objective.check_stand_in(terms, settings.data)
+    objective.check_never_saw(terms, settings.data)
     wanted = beginning.wanted(settings, terms, pictured=pictured)
     beginning.check_sides(wanted, given.records)
     counted = editing.check(settings, given)
