@@ -324,7 +324,7 @@ def test_learning_needs_models_to_learn_from(places: dict[str, str], tmp_path: P
     wider = small_tagger.save(small_tagger.model((*small_tagger_names(places), "B-else", "I-else")), tmp_path / "wider")
     with pytest.raises(InputRefused, match="tell the same classes apart: B-else, I-else"):
         run(pupil(places, out, wider), progress=QUIET)
-    assert not (out / "model").exists()
+    assert not out.exists()
 
 
 def test_an_interrupted_pupil_goes_on_to_the_same_weights(places: dict[str, str], tmp_path: Path) -> None:
@@ -368,7 +368,8 @@ def test_texts_learn_too(tmp_path: Path) -> None:
              for i, side in enumerate(("forget", "retain", "never_seen", "rule"))}  # fmt: skip
     for seed, name in enumerate(("original", "other")):
         texts[name] = small_tagger.save(small_tagger.model(small_tagger.LABELS, seed=seed), tmp_path / name)
-    own = pupil(texts, tmp_path / "run", "other", **{"model.task": "sequence_classification", "log_every": 1})
+    more = {"schedule.steps": 30, "schedule.forget_batch": 12, "objective.retain": {"nll": {"weight": 0.0}}}
+    own = pupil(texts, tmp_path / "run", "other", **{"model.task": "sequence_classification", "log_every": 1, **more})
     run(own, progress=QUIET)
     log = artifacts.read_log(artifacts.RunFolder(tmp_path / "run"))
-    assert 0 < log[-1]["terms"]["distil"] < log[0]["terms"]["distil"] * 1.5
+    assert 0 < log[-1]["terms"]["distil"] < log[0]["terms"]["distil"] / 2

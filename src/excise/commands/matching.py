@@ -16,7 +16,7 @@ from excise import models, recipe
 from excise.alike import alike
 from excise.commands.measuring.evaluation import load_for_measuring
 from excise.commands.progress import Progress
-from excise.commands.starting import sides
+from excise.commands.starting import objective, sides
 from excise.commands.starting.sides import CALIBRATION, TRAINING
 from excise.commands.watching import Said, said
 from excise.errors import InputRefused, UsageError
@@ -51,7 +51,8 @@ def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> No
     read = [s for s in _compared(settings) if len(given.records.get(s, [])) > 1]
     if chooses and not read:
         raise UsageError("data.never_saw chooses among never-seen rows, and neither training nor stop.rule reads any")
-    if not chooses and settings.stop.rule == "none" and "distil" not in settings.objective.forget:
+    learns = objective.reads_never_saw(objective.terms(settings.objective))
+    if not chooses and settings.stop.rule == "none" and not learns:
         raise UsageError(
             "data.never_saw is what the term distil learns from, and where the stopping rule of a classifier begins to "
             "count: name objective.forget.distil, or set stop.rule: two_sided"
@@ -110,7 +111,7 @@ def _mean(row: Said) -> float:
 def _by(
     name: str, settings: recipe.Recipe, given: sides.Sides, names: Sequence[str]
 ) -> tuple[dict[str, list[Said]], str]:
-    """What one model says, and the fingerprint of its weights."""
+    """What one model says, and of a classifier the fingerprint of its weights."""
     model, tokenizer = load_for_measuring(name, settings)
     task, context = settings.model.task, models.context_length(model)
     own, classes = replace(given, records={side: given.records[side] for side in names}, warnings=[]), tuple[str, ...]()
@@ -124,9 +125,10 @@ def _by(
         )
     except InputRefused as error:
         raise InputRefused(f"data.never_saw: {name}: {error}") from None
-    found, weights = {side: said(model, rows, side, classes) for side in names}, store.fingerprint(model)
-    whole = found if task == "causal_lm" else {side: _whole(found[side], given.records[side]) for side in names}
-    return whole, weights
+    found = {side: said(model, rows, side, classes) for side in names}
+    if task == "causal_lm":  # what it chose is held, see `match`
+        return found, ""
+    return {side: _whole(found[side], given.records[side]) for side in names}, store.fingerprint(model)
 
 
 def _whole(pieces: Sequence[Said], records: Sequence[Record]) -> list[Said]:

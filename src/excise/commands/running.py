@@ -54,6 +54,8 @@ def run(
     asked = evaluation.asked_of(settings)
     objective.check_sides(objective.terms(settings.objective), given.records)
     prepared = preparing.prepare_unlearning(settings, given, resume=resume)
+    if objective.reads_never_saw(prepared.terms):
+        prepared.said = matching.taught(prepared.rows, given.unseen["forget"], prepared.classes)
     evaluation.refuse_unfit(given, prepared.tokenizer, settings)
     with folders.opened(settings, resume=resume) as folder:
         model = training.train_into(prepared, folder, progress, stage="unlearn", resume=resume)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from excise import __version__, artifacts, files, models, population, ranks, reference, stopping, train
-from excise.commands import folders, matching, watching
+from excise.commands import folders, watching
 from excise.commands.measuring import diagnostics
 from excise.commands.progress import Progress
 from excise.commands.starting import beginning, editing, gathering, objective
@@ -85,9 +85,8 @@ def fit(
     stop = _rule(p, run, anatomy, device)  # it holds the retained rows against the original too
     _begin(p, run, progress, stage, device, resume=resume)
     width = int(p.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
-    fixed = {**p.begun.constants, **(class_maps(p.classes, settings.model.task) if p.classes else {})}
-    if objective.reads_never_saw(p.terms):
-        fixed[NEVER_SAW] = matching.taught(p.rows, p.given.unseen["forget"], p.classes)
+    of_classes = class_maps(p.classes, settings.model.task) if p.classes else {}
+    fixed = {**p.begun.constants, **of_classes, **({NEVER_SAW: p.said} if p.said else {})}
     retake = _populations(p, anatomy, device)
     if retake:
         with progress.stage(f"{stage}: never-seen rows"):

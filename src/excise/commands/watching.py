@@ -113,7 +113,8 @@ def stopping(
         wanted = None if side == WATCH else strict
         read = [_read(model, anatomy, rows, side, p, autocast, names if wanted else ()) for p in _parts(chosen[side])]
         labels = [rows.examples[side][i] for i in chosen[side]]
-        return _units([(row.logp, row.every.argmax(-1)) for part in read for row in part], labels, of, wanted)
+        taken = [(row.logp, row.every.argmax(-1) if wanted else row.every) for part in read for row in part]
+        return _units(taken, labels, of, wanted)
 
     def retained() -> float:
         return float(np.exp(seen(WATCH).values).mean())
@@ -268,8 +269,8 @@ def _read(
     needs = [token_logp(side), token_rows(side), *([logits(side)] if names else [])]
     with autocast():
         made = Step(model, anatomy, {side: batch}).run(needs)
-        said = made[needs[2]].rows(0, len(made[needs[2]])) if names else made[needs[0]][:, None]
+        said = made[needs[2]].rows(0, len(made[needs[2]])).float().log_softmax(-1) if names else made[needs[0]][:0]
     ends = np.cumsum(np.bincount(made[needs[1]].cpu().numpy(), minlength=len(part)))[:-1]
     logp = np.split(made[needs[0]].double().cpu().numpy(), ends)
-    every = np.split(said.float().log_softmax(-1).cpu().numpy(), ends)
+    every = np.split(said.cpu().numpy(), ends if names else ends * 0)
     return [Said(own, classes, names) for own, classes in zip(logp, every, strict=True)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from excise import models, recipe
 from excise.commands import folders
@@ -27,7 +27,8 @@ class Prepared:
     """Everything that is known before weights move.
 
     ``base`` is the fingerprint of the weights that an adapter or a shape is made on, ``counted`` the sides whose tokens
-    an edit counts, and ``chosen`` the embedding rows that it resets.
+    an edit counts, ``chosen`` the embedding rows that it resets, and ``said`` what models say of every forgotten label
+    that never saw it, for terms that read it.
     """
 
     settings: recipe.Recipe
@@ -44,6 +45,7 @@ class Prepared:
     begun: beginning.Begun = field(default_factory=beginning.Begun)
     counted: tuple[str, ...] = ()
     chosen: Chosen | None = None
+    said: dict[str, Tensor] = field(default_factory=dict)
 
 
 def prepare(
