@@ -15,11 +15,14 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 import small_tagger
 from excise import artifacts, recipe
 from excise.commands import kinds, matching, watching
+from excise.commands.finetuning import finetune
 from excise.commands.progress import Progress
 from excise.commands.running import run
 from excise.commands.starting import sides
+from excise.commands.starting.choosing import default_recipe
 from excise.commands.watching import Said
 from excise.errors import InputRefused, IntegrityFailed, UsageError
+from excise.records import Record
 from excise.tasks.token_classification import ClassExample
 
 QUIET = Progress(quiet=True)
@@ -373,3 +376,55 @@ def test_texts_learn_too(tmp_path: Path) -> None:
     run(own, progress=QUIET)
     log = artifacts.read_log(artifacts.RunFolder(tmp_path / "run"))
     assert 0 < log[-1]["terms"]["distil"] < log[0]["terms"]["distil"] / 2
+
+
+# --- from rows to halves to a result ------------------------------------------------------------------------------
+
+
+def test_halves_are_trained_and_serve_as_teachers(tmp_path: Path) -> None:
+    """As docs/objectives.md tells it: `data.part` twice, then a run that names no recipe."""
+    made = {side: small_tagger.sentences(24, seed=i) for i, side in enumerate(("forget", "retain", "never_seen"))}
+    rows = {side: small_tagger.write_rows(tmp_path / f"{side}.jsonl", own) for side, own in made.items()}
+    start = small_tagger.save(small_tagger.model(), tmp_path / "start")
+    halves, trained_on = [], []
+    for part in ("1/2", "2/2"):
+        out = tmp_path / f"half-{part[0]}"
+        halves.append(str(finetune(recipe.build({
+            "model": {"task": "token_classification", "name": start, "precision": "fp32"},
+            "data": {"retain": rows["retain"], "train": [rows["forget"]], "part": part, "untouched": 0.0},
+            "schedule": {"epochs": 2, "retain_batch": 8}, "optimiser": {"lr": 3e-3}, "out": str(out),
+        }), progress=QUIET)))  # fmt: skip
+        trained_on.append(artifacts.read_manifest(artifacts.RunFolder(out))["data"][f"part {part}"]["rows"])
+    assert sum(trained_on) == 48
+    assert min(trained_on) > 12
+    keys = [("model.task", "token_classification"), ("model.name", start), ("data.forget", rows["forget"]),
+            ("data.retain", rows["retain"]), ("data.never_seen", rows["never_seen"]),
+            ("data.never_saw", json.dumps(halves)), ("schedule.steps", "3"), ("evaluate.latent", "false"),
+            ("evaluate.relearn_steps", "[]"), ("evaluate.map", "none"), ("out", str(tmp_path / "run"))]  # fmt: skip
+    own = default_recipe(keys)
+    assert list(own.objective.forget) == ["distil"]
+    page = run(own, progress=QUIET).read_text()
+    assert "distil" in page
+
+
+def test_a_part_has_the_classes_of_the_whole(tmp_path: Path) -> None:
+    """A new head knows what only rows of the other part show: two halves have to tell the same classes apart."""
+    rare = Record(None, "Ada slept", tokens=("Ada", "slept"), tags=("B-rare", "O"))
+    path = small_tagger.write_rows(tmp_path / "rows.jsonl", [*small_tagger.sentences(12, seed=0), rare])
+    small = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+    found = []
+    for part in ("1/2", "2/2"):
+        out = tmp_path / part[0]
+        place = finetune(recipe.build({
+            "model": {"task": "token_classification", "config": small, "tokenizer_size": 300},
+            "data": {"retain": path, "part": part, "untouched": 0.0}, "schedule": {"steps": 1}, "out": str(out),
+        }), progress=QUIET)  # fmt: skip
+        found.append(json.loads((place / "config.json").read_text())["id2label"])
+    assert found[0] == found[1]
+    assert "B-rare" in found[0].values()
+
+
+def test_a_run_is_not_of_a_part(places: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"data\.part is for finetune"):
+        run(recipe.changed(settings(places, tmp_path / "run"), {"data.part": "1/2"}), progress=QUIET)

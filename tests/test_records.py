@@ -18,7 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from excise.errors import InputRefused, UsageError
-from excise.records import Record, check_sides, fingerprint, near_duplicates, read_records, source, split_untouched
+from excise.records import (
+    Record,
+    check_sides,
+    fingerprint,
+    in_part,
+    near_duplicates,
+    read_records,
+    source,
+    split_untouched,
+)
 
 SHARED = Path(os.environ.get("EXCISE_SHARED", Path(__file__).resolve().parents[1].parent / "shared"))
 CANARY = "zanzibar-7193"
@@ -402,6 +411,38 @@ def test_a_split_comes_near_the_share():
     assert split_untouched(rows, 0.1, 0) != split_untouched(rows, 0.1, 1)
     with pytest.raises(UsageError):
         split_untouched(rows, 1.0, 0)
+
+
+@settings(deadline=None)
+@given(GROUPS, st.integers(1, 4), st.data())
+def test_parts_are_a_partition_that_follows_from_the_rows_alone(groups, parts, data):
+    """Groups and equal rows stay whole, and a row keeps its part whatever others come or go."""
+    rows = [rec("q", data.draw(st.sampled_from("abcdef")), group=g) for g in groups]
+
+    def part(number, of):
+        try:
+            return in_part(of, f"{number}/{parts}")
+        except InputRefused:
+            return []
+
+    found = [part(number, rows) for number in range(1, parts + 1)]
+    assert sorted(id(r) for own in found for r in own) == sorted(map(id, rows))
+    keys = [{r.group if r.group is not None else ("text", r.completion) for r in own} for own in found]
+    assert sum(map(len, keys)) == len(set().union(*keys))
+    fewer = data.draw(st.permutations(rows).map(lambda order: order[: len(order) // 2]))
+    for number, own in enumerate(found, 1):
+        mine = {id(r) for r in own}
+        assert [id(r) for r in part(number, fewer)] == [id(r) for r in fewer if id(r) in mine]
+
+
+@pytest.mark.parametrize("part", ["", "1", "0/2", "3/2", "1/0", "a/b", "1/2/3", "-1/2", "1/2\n"])
+def test_what_is_no_part_is_refused(part):
+    with pytest.raises(UsageError, match="a part is i/n"):
+        in_part([rec("q", "a")], part)
+
+
+def test_halves_are_about_halves():
+    assert 460 < len(in_part([rec("q", str(i)) for i in range(1000)], "1/2")) < 540
 
 
 def test_real_files():

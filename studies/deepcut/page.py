@@ -26,7 +26,7 @@ NAMES = {
     "classics": "Who wrote a passage (text classification)",
 }  # fmt: skip
 #: What is held against every other method: what came nearest, and DeepCUT.
-COMPARED = ("reverse-gradient+f1", "deepcut")
+COMPARED = ("distil", "reverse-gradient+f1", "deepcut")
 ORDER = [*(m for m in METHODS if m not in ("kga", "naive")), "kga", "sisa", "naive", "retrain"]
 #: Column -> metric of a tagger; each is read beside the gold's.
 COLUMNS = {
@@ -150,7 +150,7 @@ def _title(method: str) -> str:
         "deepcut+ascent": "DeepCUT + ascent", "deepcut+halves": "DeepCUT, from halves",
         "deepcut+ascent+halves": "DeepCUT + ascent, from halves",
         "reverse-gradient+halves": "reverse-gradient, from halves", "deepcut+f1": "DeepCUT, by F1 from halves",
-        "reverse-gradient+f1": "reverse-gradient, by F1 from halves",
+        "reverse-gradient+f1": "reverse-gradient, by F1 from halves", "distil": "learning from halves",
     }  # fmt: skip
     return titles.get(method, method)
 
@@ -281,9 +281,14 @@ def tuned(trials: Mapping[str, Row]) -> str:
     """What the trials of each method chose."""
     body = []
     for name, found in trials.items():
-        best = ", ".join(f"{k.split('.')[-1]} {v:g}" for k, v in found["best"].items())
+        best = ", ".join(f"{k.split('.')[-1]} {_setting(v)}" for k, v in found["best"].items())
         body.append([name, best, ", ".join(f"{t['distance']:.3f}" for t in found["trials"]), found["commit"]])
     return _table(["data and method", "chosen", "distances of the trials", "engine"], body) if body else ""
+
+
+def _setting(value: Any) -> str:
+    """A number, or the terms that were tried."""
+    return " and ".join(value) if isinstance(value, Mapping) else f"{value:g}"
 
 
 def status(rows: Sequence[Row], missing: Sequence[Planned]) -> str:

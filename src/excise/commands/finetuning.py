@@ -10,16 +10,16 @@ from excise import artifacts, models, recipe
 from excise.commands import folders, training
 from excise.commands.progress import Progress
 from excise.commands.starting import objective, preparing, sides
-from excise.records import Record, fingerprint
+from excise.records import Record, fingerprint, in_part
 from excise.tasks import TASKS
 
 
 def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progress | None = None) -> Path:
     """Train a model on records: makes originals, and golds that never see the forget rows.
 
-    Trains on ``data.retain``, ``data.forget`` (where given) and every source of ``data.train``, with the answer tokens'
-    mean log-likelihood. From ``model.name``, or from scratch with ``model.config`` and, for a tokenizer of its own,
-    ``model.tokenizer_size``.
+    Trains on ``data.retain``, ``data.forget`` (where given) and every source of ``data.train``, or on the part of their
+    rows that ``data.part`` names, with the answer tokens' mean log-likelihood. From ``model.name``, or from scratch
+    with ``model.config`` and, for a tokenizer of its own, ``model.tokenizer_size``.
 
     Args:
         settings: The recipe; ``out`` names the run folder.
@@ -47,6 +47,8 @@ def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progres
         parts.append((source, more))
         given.sources[f"train-{number}"] = {"rows": len(parts[-1][1]), "fingerprint": fingerprint(parts[-1][1])}
     given.records["retain"] = [r for _, records in parts for r in records]
+    if settings.data.part:
+        _take_part(given, settings.data.part, task)
     terms = objective.terms(recipe.Objective({}, settings.objective.retain, {}))
     tokenizer = _tokenizer(settings, given)
     _refuse_unfit(parts, tokenizer, settings, preparing.classes_of(settings, given, new=True))
@@ -56,6 +58,16 @@ def finetune(settings: recipe.Recipe, *, resume: bool = False, progress: Progres
         artifacts.write_results(run, artifacts.Results({}, progress.seconds))
         artifacts.write_manifest(run, training.manifest(prepared, "done", {"files": artifacts.hash_files(run)}))
         return run.model
+
+
+def _take_part(given: sides.Sides, part: str, task: str) -> None:
+    """Leave a part of the rows to train on. The rest of a classifier's only say which classes there are."""
+    whole = given.records["retain"]
+    own = given.records["retain"] = in_part(whole, part)
+    if task != "causal_lm":
+        mine = {id(r) for r in own}
+        given.records["other parts"] = [r for r in whole if id(r) not in mine]
+    given.sources[f"part {part}"] = {"rows": len(own), "fingerprint": fingerprint(own)}
 
 
 def _refuse_unfit(

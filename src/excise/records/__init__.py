@@ -12,7 +12,7 @@ from excise.records import source as _source
 from excise.records.choices import Question, as_record, read_questions
 from excise.records.labelled import read_labelled
 from excise.records.row import Record, record
-from excise.records.sides import check_sides, fingerprint, identity, near_duplicates, split_untouched
+from excise.records.sides import check_sides, fingerprint, identity, in_part, near_duplicates, split_untouched
 from excise.records.tagged import read_tagged
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "check_sides",
     "fingerprint",
     "identity",
+    "in_part",
     "near_duplicates",
     "split_untouched",
 ]

@@ -73,6 +73,44 @@ def split_untouched(records: Sequence[Record], share: float, seed: int) -> tuple
     return [i for i in range(len(records)) if i not in chosen], sorted(untouched)
 
 
+def in_part(records: Sequence[Record], part: str) -> list[Record]:
+    """The rows that belong to a part of a whole: ``"1/2"`` is the first of two.
+
+    Where a row belongs follows from its group, or where it has none from its text, and from nothing else: rows of one
+    group and rows that are the same are never apart, and a row stays where it is when others come or go. Parts are as
+    large as chance makes them.
+
+    Args:
+        records: The rows.
+        part: ``"i/n"`` with ``1 <= i <= n``.
+
+    Returns:
+        Those of the part, in order.
+
+    Raises:
+        UsageError: ``part`` is no such thing.
+        InputRefused: No row belongs to it.
+
+    Example:
+        >>> rows = [Record("q", str(i)) for i in range(6)]
+        >>> [[r.completion for r in in_part(rows, part)] for part in ("1/2", "2/2")]
+        [['0', '4'], ['1', '2', '3', '5']]
+    """
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", part)
+    number, parts = (int(n) for n in found.groups()) if found else (1, 0)
+    if number > parts:
+        raise UsageError(f"a part is i/n, as 1/2 for the first of two, not {part!r}")
+
+    def place(record: Record) -> int:
+        key = json.dumps(identity(record) if record.group is None else [str(record.group)])
+        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % parts + 1
+
+    own = [r for r in records if place(r) == number]
+    if not own:
+        raise InputRefused(f"part {part} has no rows: give more, or fewer parts")
+    return own
+
+
 def check_sides(forget: Sequence[Record], others: Mapping[str, Sequence[Record]]) -> list[str]:
     """Refuse rows that are to be forgotten and kept at once; warn of rows that nearly are.
 

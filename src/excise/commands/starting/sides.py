@@ -61,6 +61,8 @@ def read(
         InputRefused: A missing, empty or broken file, or forget rows that also stand among the retained.
         UsageError: The recipe names no forget or no retain rows, or no never-seen rows for a rule that needs them.
     """
+    if need_forget and data.part:
+        raise UsageError("data.part is for finetune: a run forgets and keeps all that it is given")
     if need_forget and not data.forget:
         raise UsageError("data.forget is missing: name the file of records to forget")
     if not data.retain:
