@@ -433,9 +433,13 @@ def test_parts_are_a_partition_that_follows_from_the_rows_alone(groups, parts, d
     for number, own in enumerate(found, 1):
         mine = {id(r) for r in own}
         assert [id(r) for r in part(number, fewer)] == [id(r) for r in fewer if id(r) in mine]
+    rest = [id(r) for r in rows if id(r) not in {id(r) for r in found[0]}]
+    assert [id(r) for r in part("all but 1", rows)] == rest
 
 
-@pytest.mark.parametrize("part", ["", "1", "0/2", "3/2", "1/0", "a/b", "1/2/3", "-1/2", "1/2\n"])
+@pytest.mark.parametrize(
+    "part", ["", "1", "0/2", "3/2", "1/0", "a/b", "1/2/3", "-1/2", "1/2\n", "all but 3/2", "all 1/2"]
+)
 def test_what_is_no_part_is_refused(part):
     with pytest.raises(UsageError, match="a part is i/n"):
         in_part([rec("q", "a")], part)

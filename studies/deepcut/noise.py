@@ -51,7 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     study, how = Study(given.out, given.encoder, SIZES["whole"]), sides.encoding(recipe.Data())
-    records, halves = study.sides("wnut17"), [place for place, _ in study.halves("wnut17")]
+    records, halves = study.sides("wnut17"), [place for place, _ in study.strangers("wnut17", 2)]
     places = {"original": study.original("wnut17")[0], "half": halves[0], "other half": halves[1],
               "gold": study.gold("wnut17", "random05-0", 0)[0]}  # fmt: skip
     unseen, tokenizer = (

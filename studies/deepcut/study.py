@@ -132,15 +132,16 @@ class Study:
         self.forgotten(data, split)
         return self.model(data, f"gold-{split}-s{seed}", self.file(data, split, "retain"), seed=seed)
 
-    def halves(self, data: str) -> list[Trained]:
-        """Two models trained on half of the training rows each: whatever is forgotten, it is news to one of them."""
+    def strangers(self, data: str, parts: int) -> list[Trained]:
+        """A model for each part, trained on all others: whatever is forgotten, it is news to one of them."""
         train, found = self.sides(data)["train"], []
         order = np.random.default_rng(23).permutation(len(train))
-        for number in (0, 1):
-            rows = self.file(data, "", f"half-{number}")
-            with self._alone(f"data-{data}"):
-                splits.write(rows, [train[i] for i in sorted(order[number::2])])
-            found.append(self.model(data, f"half-{number}", rows))
+        for number in range(parts):
+            name = f"half-{number}" if parts == 2 else f"without-{number}-of-{parts}"
+            rows, own = self.file(data, "", name), {int(i) for i in order[number::parts]}
+            with self._alone(f"data-{data}"):  # the half of that number is what the other goes without
+                splits.write(rows, [r for i, r in enumerate(train) if (i in own) == (parts == 2)])
+            found.append(self.model(data, name, rows))
         return found
 
     # --- recipes --------------------------------------------------------------------------------------------------
@@ -169,8 +170,9 @@ class Study:
         if method == "kga":
             whole["objective.forget"] = {"kga:kga": self.gaps(data, split)[0]}
         whole |= {**METHODS[method].changes, **changes}
-        if whole.get("data.never_saw") == listed.HALVES:
-            whole["data.never_saw"] = [str(place) for place, _ in self.halves(data)]
+        if whole.get("data.never_saw") in listed.PARTS:
+            models = self.strangers(data, listed.PARTS[whole["data.never_saw"]])
+            whole["data.never_saw"] = [str(place) for place, _ in models]
         return recipe.changed(own, whole)
 
     def gaps(self, data: str, split: str) -> tuple[dict[str, Any], dict[str, float]]:
@@ -211,7 +213,7 @@ class Study:
         found = []
         for number, changes in enumerate(trials):
             folder = self.out / "tuning" / f"{data}-{method}-{number}"
-            measured = {"dev": str(self.file(data, "", "dev"))} if method == listed.TAUGHT else {}
+            measured = {"dev": str(self.file(data, "", "dev"))} if method in listed.TAUGHT else {}
             quick = {"evaluate.latent": False, "data.utility": measured}
             settings = self.recipe(data, splits.TUNE, method, {**changes, **quick}, seed=0)
             found.append({"changes": dict(changes), "distance": self._distance(folder, settings)})
@@ -255,8 +257,8 @@ class Study:
             changes = {**tuned, **row.changes, "evaluate.gold": str(gold)}
             cost, own = self._unlearned(row, folder, changes)
         own |= {"cost": cost, "gold_cost": gold_cost, "original_cost": self.original(row.data)[1]}
-        if METHODS.get(row.method) and METHODS[row.method].changes.get("data.never_saw") == listed.HALVES:
-            own |= {"halves_cost": [cost for _, cost in self.halves(row.data)]}
+        if row.method in METHODS and (parts := METHODS[row.method].changes.get("data.never_saw")):
+            own |= {"halves_cost": [cost for _, cost in self.strangers(row.data, listed.PARTS[parts])]}
         own |= {"forgotten": len(self.forgotten(row.data, row.split)), "threads": self.threads}
         own |= {"commit": engine.commit(), "metrics": scoring.numbers(RunFolder(folder))}
         (folder / "row.json").write_text(json.dumps({"name": row.name, **row.__dict__, **own}))

@@ -69,8 +69,8 @@ class Data:
         long: What becomes of longer rows that have no prompt: ``split`` them between words (not within an entity), or
             ``refuse``; default: texts of a language model are split, rows of a classifier refused.
         tag_names: Names of the classes by number, for rows that give numbers instead of names.
-        part: Train (`excise finetune`) on a part of the rows alone, ``1/2`` say; where a row belongs follows from its
-            group, or from its text where it has none. Models of both halves serve ``never_saw``.
+        part: Train (`excise finetune`) on a part of the rows alone, ``1/2`` or ``all but 1/4`` say; where a row belongs
+            follows from its group, or from its text where it has none. Models of all such parts serve ``never_saw``.
         limit: Use at most this many rows of each side (for trials).
         without: Rows that the requests of a ledger named are left out of every side but ``forget``: its folder, or
             ``DIR@N`` for what its first N entries say (`excise ledger` sets it).

@@ -74,7 +74,7 @@ def split_untouched(records: Sequence[Record], share: float, seed: int) -> tuple
 
 
 def in_part(records: Sequence[Record], part: str) -> list[Record]:
-    """The rows that belong to a part of a whole: ``"1/2"`` is the first of two.
+    """The rows that belong to a part of a whole: ``"1/2"`` is the first of two, ``"all but 1/4"`` the other three.
 
     Where a row belongs follows from its group, or where it has none from its text, and from nothing else: rows of one
     group and rows that are the same are never apart, and a row stays where it is when others come or go. Parts are as
@@ -82,7 +82,7 @@ def in_part(records: Sequence[Record], part: str) -> list[Record]:
 
     Args:
         records: The rows.
-        part: ``"i/n"`` with ``1 <= i <= n``.
+        part: ``"i/n"`` or ``"all but i/n"`` with ``1 <= i <= n``.
 
     Returns:
         Those of the part, in order.
@@ -94,18 +94,18 @@ def in_part(records: Sequence[Record], part: str) -> list[Record]:
     Example:
         >>> rows = [Record("q", str(i)) for i in range(6)]
         >>> [[r.completion for r in in_part(rows, part)] for part in ("1/2", "2/2")]
-        [['0', '4'], ['1', '2', '3', '5']]
+        [['2', '4', '5'], ['0', '1', '3']]
     """
-    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", part)
-    number, parts = (int(n) for n in found.groups()) if found else (1, 0)
-    if number > parts:
-        raise UsageError(f"a part is i/n, as 1/2 for the first of two, not {part!r}")
+    found = re.fullmatch(r"(all but )?([1-9]\d{0,5})/([1-9]\d{0,5})", part)
+    number, parts = (int(n) for n in found.groups()[1:]) if found else (1, 0)
+    if found is None or number > parts:
+        raise UsageError(f"a part is i/n, as 1/2 for the first of two, or all but i/n, not {part!r}")
 
     def place(record: Record) -> int:
         key = json.dumps(identity(record) if record.group is None else [str(record.group)])
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % parts + 1
 
-    own = [r for r in records if place(r) == number]
+    own = [r for r in records if (place(r) == number) != bool(found[1])]
     if not own:
         raise InputRefused(f"part {part} has no rows: give more, or fewer parts")
     return own
