@@ -78,6 +78,7 @@ def write(
         "BATCHES": batches(rows),
         "ENGINE": ", ".join(sorted({r["commit"] for r in rows})),
         "STATUS": status(rows, missing),
+        "RELEARNED": relearned([r for r in rows if r["group"] == "relearned"]),
     } | {name: varied(rows, group) for name, group in GROUPS.items()}
     for name, table in tables.items():
         text = text.replace(f"<<{name}>>", table if table or name in ("FINDINGS", "END") else "_Not run yet._")
@@ -241,6 +242,18 @@ def shipped(rows: Sequence[Row]) -> str:
             body.append([what, name, *mine, *_cells([row], COLUMNS, role)])
     head = ["forgotten", "model", "forget F1 - gold's", "retain F1 / original's", *COLUMNS]
     return _table(head, body) if body else ""
+
+
+def relearned(rows: Sequence[Row]) -> str:
+    """How fast what was forgotten comes back, beside its original and its gold."""
+    columns = {
+        "forget F1": "forget_f1",
+        "probability, relearned": "relearned_probability",
+        "F1, relearned": "relearned_f1",
+    }
+    body = [[f"**{role}**", *_cells(rows[:1], columns, role)] for role in ("original", "gold") if rows]
+    body += [[_title(row["method"]), *_cells([row], columns)] for row in rows]
+    return _table(["model", *columns], body) if rows else ""
 
 
 def varied(rows: Sequence[Row], group: str) -> str:

@@ -95,6 +95,8 @@ AIMED = ("matching",)
 #: What reads of them how likely words outside of entities are, of which the rule reads nothing: it shares the rule's.
 SHARED = ("outside",)
 DRAWS = 10
+#: Half of the forgotten sentences are trained again, the other half measured: whether it comes back faster.
+RELEARNED: Changes = {"evaluate.relearn_steps": [0, 1, 2, 4, 8, 16], "evaluate.relearn_lr": 5e-5}
 #: The recipe's own values of what is tuned.
 AS_SHIPPED: Changes = {}
 
@@ -145,6 +147,8 @@ def whole() -> Iterator[Row]:
         for method in ("reverse-gradient+f1", "deepcut"):
             yield Row("wnut17", f"random05-{draw}", method, draw)
     yield from _taught()
+    for method in ("distil-quarters", "deepcut", "reverse-gradient+f1", "distil"):
+        yield Row("wnut17", "random05-0", method, group="relearned", label="relearned", changes=RELEARNED)
     yield from _edge()
     yield from _sweeps()
     for split in ("type-person", "cluster"):
