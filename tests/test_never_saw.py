@@ -404,7 +404,8 @@ def test_halves_are_trained_and_serve_as_teachers(tmp_path: Path) -> None:
     own = default_recipe(keys)
     assert list(own.objective.forget) == ["distil"]
     page = run(own, progress=QUIET).read_text()
-    assert "distil" in page
+    assert "models that never saw them" in page
+    assert "a forgotten row is taken for new to one of 2 models" in page
 
 
 def test_a_part_has_the_classes_of_the_whole(tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> No
             given.sources[f"{side}-alike"] = chosen
     if not chooses:
         given.unseen = found
+        if (many := len(settings.data.never_saw)) > 1:
+            given.warnings.append(
+                f"data.never_saw: a forgotten row is taken for new to one of {many} models; the others may have seen "
+                "it and hold it: they are copies, to be trained again without it or deleted"
+            )
         given.sources["forget-never-saw"] = {"rows": len(given.records["forget"]), "fingerprint": weights}
 
 

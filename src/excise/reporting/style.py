@@ -62,6 +62,7 @@ _SIDES = {
     "outside": Look("muted", "+"),
 }
 _SIDE_TITLES = {
+    "forget-never-saw": "models that never saw them",
     "forget": "to be forgotten",
     "retain": "to be kept",
     "untouched": "to be kept, not used in unlearning",
