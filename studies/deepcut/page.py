@@ -153,6 +153,7 @@ def _title(method: str) -> str:
         "reverse-gradient+halves": "reverse-gradient, from halves", "deepcut+f1": "DeepCUT, by F1 from halves",
         "reverse-gradient+f1": "reverse-gradient, by F1 from halves", "distil": "learning from halves",
         "distil-quarters": "learning from all but a quarter",
+        "distil-grouped": "learning from all but a quarter, which holds all forgotten",
     }  # fmt: skip
     return titles.get(method, method)
 

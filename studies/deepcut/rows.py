@@ -15,8 +15,9 @@ _MATCHED: Changes = {
 }
 
 
-#: Values of ``data.never_saw`` that stand for models of parts of the data -> how many parts (see `Study.strangers`).
-PARTS = {"halves": 2, "quarters": 4}
+#: Values of ``data.never_saw`` that stand for models of parts of the data -> how many parts (see `Study.strangers`); of
+#: ``grouped`` the part that holds the forgotten rows, all of them.
+PARTS = {"halves": 2, "quarters": 4, "grouped": 4}
 _FROM_HALVES: Changes = {"data.never_saw": "halves"}
 _BY_F1: Changes = {**_FROM_HALVES, "stop.statistic": "f1"}
 #: DeepCUT leaves words outside of entities alone; ascent on every label of the forgotten rows does not.
@@ -69,6 +70,7 @@ METHODS: dict[str, Method] = {
         _FROM_HALVES,
     ),
     "distil-quarters": Method("gold-like-ner", changes={"data.never_saw": "quarters"}, tuned_as="distil"),
+    "distil-grouped": Method("gold-like-ner", changes={"data.never_saw": "grouped"}, tuned_as="distil"),
     "naive": Method("naive", [{"optimiser.lr": lr} for lr in (5e-5, 1e-4, 2e-4, 5e-4)]),
 }
 #: What has a procedure of its own and is not tuned.
@@ -189,6 +191,8 @@ def _taught() -> Iterator[Row]:
         for data in ("ncbi", "wnut16", "bc5cdr"):
             yield Row(data, "random05-0", method)
         yield Row("classics", "random05-0", method, group="text")
+    for split in ("cluster", "type-person"):
+        yield Row("wnut17", split, "distil-grouped")
 
 
 def _everywhere() -> Iterator[Row]:

@@ -144,6 +144,20 @@ class Study:
             found.append(self.model(data, name, rows))
         return found
 
+    def _strangers_of(self, data: str, split: str, kind: str) -> list[Trained]:
+        """The models that a value of ``data.never_saw`` stands for."""
+        return [self.without_all(data, split)] if kind == "grouped" else self.strangers(data, listed.PARTS[kind])
+
+    def without_all(self, data: str, split: str) -> Trained:
+        """A model of all but a quarter that has every forgotten row in it, as parts have that keep groups whole."""
+        train, gone = self.sides(data)["train"], set(self.forgotten(data, split))
+        others = [int(i) for i in np.random.default_rng(23).permutation(len(train)) if int(i) not in gone]
+        gone |= set(others[: len(train) // listed.PARTS["grouped"] - len(gone)])
+        rows = self.file(data, split, "without-all")
+        with self._alone(f"data-{data}"):
+            splits.write(rows, [r for i, r in enumerate(train) if i not in gone])
+        return self.model(data, f"without-all-{split}", rows)
+
     # --- recipes --------------------------------------------------------------------------------------------------
 
     def recipe(self, data: str, split: str, method: str, changes: dict[str, Any], *, seed: int) -> recipe.Recipe:
@@ -171,7 +185,7 @@ class Study:
             whole["objective.forget"] = {"kga:kga": self.gaps(data, split)[0]}
         whole |= {**METHODS[method].changes, **changes}
         if whole.get("data.never_saw") in listed.PARTS:
-            models = self.strangers(data, listed.PARTS[whole["data.never_saw"]])
+            models = self._strangers_of(data, split, whole["data.never_saw"])
             whole["data.never_saw"] = [str(place) for place, _ in models]
         return recipe.changed(own, whole)
 
@@ -257,8 +271,8 @@ class Study:
             changes = {**tuned, **row.changes, "evaluate.gold": str(gold)}
             cost, own = self._unlearned(row, folder, changes)
         own |= {"cost": cost, "gold_cost": gold_cost, "original_cost": self.original(row.data)[1]}
-        if row.method in METHODS and (parts := METHODS[row.method].changes.get("data.never_saw")):
-            own |= {"halves_cost": [cost for _, cost in self.strangers(row.data, listed.PARTS[parts])]}
+        if row.method in METHODS and (kind := METHODS[row.method].changes.get("data.never_saw")):
+            own |= {"halves_cost": [cost for _, cost in self._strangers_of(row.data, row.split, kind)]}
         own |= {"forgotten": len(self.forgotten(row.data, row.split)), "threads": self.threads}
         own |= {"commit": engine.commit(), "metrics": scoring.numbers(RunFolder(folder))}
         (folder / "row.json").write_text(json.dumps({"name": row.name, **row.__dict__, **own}))
