@@ -160,14 +160,18 @@ def nearest_cluster(vectors: np.ndarray, size: int) -> list[int]:
 
 
 def write(path: Path, records: Sequence[Record]) -> None:
-    """Tagged sentences as CoNLL, texts as JSON lines."""
+    """Tagged sentences as CoNLL, texts as JSON lines; a file that is the same is left alone, others may be reading it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".conll":
         blocks = ("".join(f"{w}\t{t}\n" for w, t in zip(r.tokens, r.tags, strict=True)) for r in records)
-        path.write_text("\n".join(blocks), encoding="utf-8")
+        text = "\n".join(blocks)
     else:
         rows = ({"text": r.completion, "label": r.tags[0]} for r in records)
-        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    if not (path.is_file() and path.read_text(encoding="utf-8") == text):
+        aside = path.with_suffix(f".{os.getpid()}")
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
 
 
 def suffix(name: str) -> str:
