@@ -160,7 +160,7 @@ def nearest_cluster(vectors: np.ndarray, size: int) -> list[int]:
 
 
 def write(path: Path, records: Sequence[Record]) -> None:
-    """Tagged sentences as CoNLL, texts as JSON lines; a file that is the same is left alone, others may be reading it."""
+    """Tagged sentences as CoNLL, texts as JSON lines; a file that is the same is left alone: others may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".conll":
         blocks = ("".join(f"{w}\t{t}\n" for w, t in zip(r.tokens, r.tags, strict=True)) for r in records)
