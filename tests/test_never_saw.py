@@ -45,6 +45,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
+def of_texts(folder: Path) -> dict[str, str]:
+    """Two classifiers of texts and the files of a run."""
+    found = {side: small_tagger.write_rows(folder / f"{side}.jsonl", small_tagger.texts(12, seed=i))
+             for i, side in enumerate(("forget", "retain", "never_seen", "rule"))}  # fmt: skip
+    for seed, name in enumerate(("original", "other")):
+        found[name] = small_tagger.save(small_tagger.model(small_tagger.LABELS, seed=seed), folder / name)
+    return found
+
+
 def settings(places: dict[str, str], out: Path, never_saw: Any = "other", **stop: Any) -> recipe.Recipe:
     named = [never_saw] if isinstance(never_saw, str) else never_saw
     return recipe.build({
@@ -177,10 +186,7 @@ def test_f1_without_fair_company_is_warned_of(places: dict[str, str], tmp_path: 
 
 
 def test_texts_have_such_models_too_and_no_f1_of_entities(tmp_path: Path) -> None:
-    texts = {side: small_tagger.write_rows(tmp_path / f"{side}.jsonl", small_tagger.texts(12, seed=i))
-             for i, side in enumerate(("forget", "retain", "never_seen", "rule"))}  # fmt: skip
-    for seed, name in enumerate(("original", "other")):
-        texts[name] = small_tagger.save(small_tagger.model(small_tagger.LABELS, seed=seed), tmp_path / name)
+    texts = of_texts(tmp_path)
     task = {"model.task": "sequence_classification"}
     run(recipe.changed(settings(texts, tmp_path / "run"), task), progress=QUIET)
     assert abs(artifacts.read_manifest(artifacts.RunFolder(tmp_path / "run"))["stopping"]["never_saw"]["gap"]) > 1e-4
@@ -367,10 +373,7 @@ def test_a_pupil_that_goes_on_has_to_have_the_same_teachers(places: dict[str, st
 
 
 def test_texts_learn_too(tmp_path: Path) -> None:
-    texts = {side: small_tagger.write_rows(tmp_path / f"{side}.jsonl", small_tagger.texts(12, seed=i))
-             for i, side in enumerate(("forget", "retain", "never_seen", "rule"))}  # fmt: skip
-    for seed, name in enumerate(("original", "other")):
-        texts[name] = small_tagger.save(small_tagger.model(small_tagger.LABELS, seed=seed), tmp_path / name)
+    texts = of_texts(tmp_path)
     more = {"schedule.steps": 30, "schedule.forget_batch": 12, "objective.retain": {"nll": {"weight": 0.0}}}
     own = pupil(texts, tmp_path / "run", "other", **{"model.task": "sequence_classification", "log_every": 1, **more})
     run(own, progress=QUIET)
