@@ -211,6 +211,7 @@ def _everywhere() -> Iterator[Row]:
                 yield Row("ncbi", f"random{share}-{seed}", method, seed)
             for method in ("deepcut-full", "random-labels", "bad-teacher", "naive"):
                 yield Row("wnut17", f"random{share}-{seed}", method, seed)
+        yield Row("wnut17", f"random05-{seed}", "kga", seed)
 
 
 def _as_shipped(split: str) -> Row:
