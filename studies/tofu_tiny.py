@@ -24,6 +24,8 @@ PER_AUTHOR = 20
 STRANGER_EPOCHS = 3.0
 #: Originals: the one that the studies start from, and one that is stopped early.
 ORIGINALS = ("original", "half")
+#: Models of parts of the original's rows, each of all but a quarter: whoever is forgotten, one of them never saw.
+WITHOUT = tuple(f"without-{number}" for number in (1, 2, 3, 4))
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,12 @@ def model_recipe(folder: Path, name: str, world: World, *, epochs: float | None 
 
     ``gold-SPLIT`` is the gold; ``gold2-SPLIT``, ``gold3-SPLIT`` ... are the same with another seed: the noise floor.
     ``stranger-SPLIT`` never saw the rows either, but is a far smaller model that was trained for a far shorter time.
+    ``without-N`` is the original without the ``N``-th quarter of its authors and of its general knowledge.
     """
     kind, _, split = name.partition("-")
     if kind == "stranger":
         world, epochs = dataclasses.replace(world, width=128, blocks=2), epochs or STRANGER_EPOCHS
+    part, split = (f"all but {split}/{len(WITHOUT)}", "") if name in WITHOUT else (None, split)
     split = split or next(iter(world.splits))
     sides = folder / split
     return {
@@ -161,7 +165,8 @@ def model_recipe(folder: Path, name: str, world: World, *, epochs: float | None 
             "tokenizer": str(folder / "tokenizer"),
         },
         "data": {
-            "forget": str(sides / "forget.jsonl") if name in ORIGINALS else "",
+            "forget": str(sides / "forget.jsonl") if name in (*ORIGINALS, *WITHOUT) else "",
+            "part": part,
             "retain": str(sides / "retain.jsonl"),
             "train": [str(p) for p in (sides / "untouched.jsonl", *(folder / f"{n}.jsonl" for n in general()))],
         },
@@ -180,7 +185,7 @@ def train(
 
     Args:
         folder: Where sides, tokenizer and models lie.
-        name: ``original``, ``half``, ``gold-SPLIT``, ``gold2-SPLIT`` (another seed) or ``stranger-SPLIT``.
+        name: ``original``, ``half``, ``gold-SPLIT``, ``gold2-SPLIT`` (another seed), ``stranger-SPLIT`` or ``without-N``.
         world: Who is trained, and how large the model is.
         epochs: If not the world's.
         limit: At most so many rows of each side, for a smoke test.

@@ -157,10 +157,15 @@ def divergence(of: list[float], to: list[float]) -> float:
 
 
 def distil(given: Inputs, options: Options) -> list[float]:
-    logp, starts = given["said"]["logp"].tolist(), given["said"]["starts"].tolist()
+    """Classes that are told apart one by one, all others as one."""
+    classes, logp, starts = (given["said"][name].tolist() for name in ("classes", "logp", "starts"))
     out = []
     for own, row, place in zip(given["logits"].tolist(), given["rows"].tolist(), given["places"].tolist(), strict=True):
-        out.append(divergence(logp[starts[row] + place], log_softmax(own)))
+        label, ours = starts[row] + place, log_softmax(own)
+        found = [ours[c] for c in classes[label]]
+        if len(found) < len(ours):
+            found.append(math.log(sum(math.exp(p) for c, p in enumerate(ours) if c not in classes[label])))
+        out.append(divergence(logp[label], found))
     return out
 
 

@@ -26,18 +26,22 @@ from excise.records import Record, fingerprint
 
 #: A model that is said never to have seen the forget rows and finds them likelier this often has to be asked about.
 DOUBTED = 0.8
+#: Never-seen rows of the evaluation.
+MEASURED = "never_seen"
+#: Tokens of a vocabulary that are told apart in what such a model says; all others count as one.
+KEPT = 128
 
 
 def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> None:
     """Aim at what the models of ``data.never_saw`` find, each read once and let go; without one nothing is done.
 
-    For language models those never-seen rows are left for training and the stopping rule that are as easy as the forget
-    rows (`alike`); what is measured stays whole. For classifiers, whose rows are few and short, none is given up: what
-    such a model says of every label (``Sides.unseen``) is what the term `distil` learns, and where the rule begins to
-    count.
+    What they say of every label (``Sides.unseen``) is what the term `distil` learns. Beside it, for language models
+    those never-seen rows are left for training and the stopping rule that are as easy as the forget rows (`alike`);
+    what is measured stays whole. For classifiers, whose rows are few and short, none is given up: the rule begins to
+    count at what is said.
 
     Raises:
-        UsageError: Neither training nor the rule reads never-seen rows, or of a classifier neither reads such models.
+        UsageError: Nothing reads what the models say.
         InputRefused: A model that cannot be loaded, or rows that do not fit into it.
     """
     if not settings.data.never_saw:
@@ -47,51 +51,58 @@ def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> No
                 "by many points: name models that never saw the forget rows as data.never_saw"
             )
         return
-    chooses = settings.model.task == "causal_lm"
-    read = [s for s in _compared(settings) if len(given.records.get(s, [])) > 1]
-    if chooses and not read:
-        raise UsageError("data.never_saw chooses among never-seen rows, and neither training nor stop.rule reads any")
+    of_classes = settings.model.task != "causal_lm"
     learns = objective.reads_never_saw(objective.terms(settings.objective))
-    if not chooses and settings.stop.rule == "none" and not learns:
+    read = _compared(settings, given)
+    chosen = [] if of_classes else [side for side in read if side != MEASURED]
+    if not learns and not chosen and not (of_classes and settings.stop.rule != "none"):
+        reader = "where the stopping rule of a classifier begins to count" if of_classes else "chooses never-seen rows"
+        also = "set stop.rule: two_sided" if of_classes else "give training or stop.rule such rows to read"
         raise UsageError(
-            "data.never_saw is what the term distil learns from, and where the stopping rule of a classifier begins to "
-            "count: name objective.forget.distil, or set stop.rule: two_sided"
+            f"data.never_saw is what the term distil learns from, and {reader}: name objective.forget.distil, or {also}"
         )
     with progress.stage("match: what models say that never saw the rows"):
-        found, weights = _unseen(settings, given, read)
+        found, weights = _unseen(settings, given, read, learns=learns)
+    means = {side: [_mean(row) for row in own] for side, own in found.items()}
     for side in read:
-        mine, others = ([_mean(row) for row in found[name]] for name in ("forget", side))
-        if (share := float(auc(mine, others))) > DOUBTED:
-            given.warnings.append(
-                f"data.never_saw: this model finds the forgotten row the likelier one in {share:.0%} of pairs with "
-                f"{side.replace('_', ' ')} rows: make sure that it never saw them"
-            )
-        if chooses:
-            given.records[side] = [given.records[side][i] for i in alike(mine, others, seed=settings.seed)]
-            # Beside the file's own: a resumed run is held to both, so that another model at that path is noticed.
-            chosen = {"rows": len(given.records[side]), "fingerprint": fingerprint(given.records[side])}
-            given.sources[f"{side}-alike"] = chosen
-    if not chooses:
+        _doubt(given, side, float(auc(means["forget"], means[side])))
+    for side in chosen:
+        given.records[side] = [given.records[side][i] for i in alike(means["forget"], means[side], seed=settings.seed)]
+        # Beside the file's own: a resumed run is held to both, so that another model at that path is noticed.
+        own = {"rows": len(given.records[side]), "fingerprint": fingerprint(given.records[side])}
+        given.sources[f"{side}-alike"] = own
+    if learns or of_classes:
         given.unseen = found
+        given.sources["forget-never-saw"] = {"rows": len(given.records["forget"]), "fingerprint": weights}
         if (many := len(settings.data.never_saw)) > 1:
             given.warnings.append(
                 f"data.never_saw: a forgotten row is taken for new to one of {many} models; the others may have seen "
                 "it and hold it: they are copies, to be trained again without it or deleted"
             )
-        given.sources["forget-never-saw"] = {"rows": len(given.records["forget"]), "fingerprint": weights}
 
 
-def _compared(settings: recipe.Recipe) -> tuple[str, ...]:
+def _compared(settings: recipe.Recipe, given: sides.Sides) -> list[str]:
     """The never-seen rows that the forget rows are held against.
 
-    Where no rule of a classifier reads any, those of the evaluation are read for the warning alone.
+    Where training and the rule read none, those of the evaluation are, for the warning alone.
     """
-    if settings.model.task == "causal_lm":
-        return TRAINING, CALIBRATION
-    return ("never_seen",) if settings.stop.rule == "none" else (CALIBRATION,)
+    wanted = (TRAINING, CALIBRATION) if settings.model.task == "causal_lm" else (CALIBRATION,)
+    found = [[s for s in own if len(given.records.get(s, [])) > 1] for own in (wanted, (MEASURED,))]
+    return found[0] or found[1]
 
 
-def _unseen(settings: recipe.Recipe, given: sides.Sides, read: Sequence[str]) -> tuple[dict[str, list[Said]], str]:
+def _doubt(given: sides.Sides, side: str, share: float) -> None:
+    """Ask about models that find a forgotten row likelier than a never-seen one too often."""
+    if share > DOUBTED:
+        given.warnings.append(
+            f"data.never_saw: this model finds the forgotten row the likelier one in {share:.0%} of pairs with "
+            f"{side.replace('_', ' ')} rows: make sure that it never saw them"
+        )
+
+
+def _unseen(
+    settings: recipe.Recipe, given: sides.Sides, read: Sequence[str], *, learns: bool
+) -> tuple[dict[str, list[Said]], str]:
     """Side -> what is said of each row's labels, by one model each; and a fingerprint of all models' weights.
 
     Of several, each forget row is new to one at least: the one that finds it least likely is believed. Never-seen rows
@@ -100,7 +111,7 @@ def _unseen(settings: recipe.Recipe, given: sides.Sides, read: Sequence[str]) ->
     names, digest = ("forget", *read), hashlib.sha256()
     by_model, out = [], {}
     for name in settings.data.never_saw or ():
-        found, weights = _by(name, settings, given, names)
+        found, weights = _by(name, settings, given, names, learns=learns)
         by_model.append(found)
         digest.update(weights.encode())
     for side in names:
@@ -114,14 +125,17 @@ def _mean(row: Said) -> float:
 
 
 def _by(
-    name: str, settings: recipe.Recipe, given: sides.Sides, names: Sequence[str]
+    name: str, settings: recipe.Recipe, given: sides.Sides, names: Sequence[str], *, learns: bool
 ) -> tuple[dict[str, list[Said]], str]:
-    """What one model says, and of a classifier the fingerprint of its weights."""
+    """What one model says, and the fingerprint of its weights where what it says is kept."""
     model, tokenizer = load_for_measuring(name, settings)
     task, context = settings.model.task, models.context_length(model)
     own, classes = replace(given, records={side: given.records[side] for side in names}, warnings=[]), tuple[str, ...]()
+    how = sides.encoding(settings.data, context=context)
+    whole = {s: own.records[s] for s in (TRAINING, CALIBRATION) if s in names and task == "causal_lm"}
+    sides.cut(own, tokenizer, how, task=task, long=settings.data.long)
+    own.records |= whole  # of which some are chosen
     if task != "causal_lm":
-        sides.cut(own, tokenizer, sides.encoding(settings.data, context=context), task=task, long=settings.data.long)
         config: Any = model.config
         classes = tuple(config.id2label[i] for i in range(config.num_labels))
     try:
@@ -130,37 +144,49 @@ def _by(
         )
     except InputRefused as error:
         raise InputRefused(f"data.never_saw: {name}: {error}") from None
-    found = {side: said(model, rows, side, classes) for side in names}
-    if task == "causal_lm":  # what it chose is held, see `match`
-        return found, ""
+    if task == "causal_lm":
+        found = {side: said(model, rows, side, kept=KEPT * (learns and side == "forget")) for side in names}
+        return found, store.fingerprint(model) if learns else ""  # what it chose is held, see `match`
+    found = {side: said(model, rows, side, kept=len(classes), classes=classes) for side in names}
     return {side: _whole(found[side], given.records[side]) for side in names}, store.fingerprint(model)
 
 
 def _whole(pieces: Sequence[Said], records: Sequence[Record]) -> list[Said]:
     """Rows that were cut for their length, put together again: another tokenizer cuts elsewhere."""
-    logp, every = (np.concatenate([getattr(piece, part) for piece in pieces]) for part in ("logp", "every"))
+    logp, classes, likely = (np.concatenate(own) for own in zip(*(piece[:3] for piece in pieces), strict=True))
     ends = np.cumsum([0, *(len(r.tags) for r in records)])
-    return [Said(logp[a:b], every[a:b], pieces[0].names) for a, b in pairwise(ends)]
+    return [Said(logp[a:b], classes[a:b], likely[a:b], pieces[0].names) for a, b in pairwise(ends)]
 
 
-def taught(rows: sides.Rows, told: Sequence[Said], classes: Sequence[str]) -> dict[str, Tensor]:
-    """What `excise.objectives.distil` reads: log-probabilities of every label of the forget rows, as they are cut now.
+def taught(rows: sides.Rows, told: Sequence[Said], classes: Sequence[str] = ()) -> dict[str, Tensor]:
+    """What `excise.objectives.distil` reads: what is likely at every label of the forget rows, as they are cut now.
 
     Args:
         rows: Encoded rows.
         told: What is said of every forget row, cut at whatever places.
-        classes: Of the model that learns, by number.
+        classes: Of a classifier that learns, by number.
 
     Returns:
-        ``logp [N, C]`` and ``starts [rows]``.
+        ``classes [N, K]``, their ``logp [N, K]``, and ``starts [rows]``.
 
     Raises:
-        InputRefused: A model that never saw the rows tells other classes apart.
+        InputRefused: A model that never saw the rows tells other classes apart, or cuts text into other tokens.
     """
-    for names in {row.names for row in told}:
-        if set(names) != set(classes):
-            apart = ", ".join(sorted(set(names) ^ set(classes)))
-            raise InputRefused(f"data.never_saw: to learn from a model it has to tell the same classes apart: {apart}")
-    every = np.concatenate([row.every[:, [row.names.index(name) for name in classes]] for row in told])
-    starts = np.cumsum([0, *(len(e.classes) for e in rows.examples["forget"])])[:-1]
-    return {"logp": torch.from_numpy(every), "starts": torch.from_numpy(starts)}
+    labels = rows.labels_of("forget")
+    own = [_numbered(row, classes) for row in told]
+    found, likely = (np.concatenate(column) for column in zip(*((row.classes, row.likely) for row in own), strict=True))
+    wanted = np.array([label for row in labels for label in row])
+    if not classes and (len(found) != len(wanted) or not (found == wanted[:, None]).any(-1).all()):
+        raise InputRefused("data.never_saw: to learn from a language model it has to have the same tokenizer")
+    starts = np.cumsum([0, *map(len, labels)])[:-1]
+    return {"classes": torch.from_numpy(found), "logp": torch.from_numpy(likely), "starts": torch.from_numpy(starts)}
+
+
+def _numbered(row: Said, classes: Sequence[str]) -> Said:
+    """What is said of a row, its classes numbered as those of another model are."""
+    if set(row.names) != set(classes):
+        apart = ", ".join(sorted(set(row.names) ^ set(classes)))
+        raise InputRefused(f"data.never_saw: to learn from a model it has to tell the same classes apart: {apart}")
+    if not classes or row.names == tuple(classes):
+        return row
+    return row._replace(classes=np.array([classes.index(name) for name in row.names], np.int32)[row.classes])

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from excise import files, recipe
 from excise.commands import folders, kinds
@@ -19,7 +20,8 @@ from excise.commands.kinds import KindsOf
 from excise.commands.starting import sides
 from excise.commands.starting.sides import CALIBRATION, WATCH
 from excise.errors import IntegrityFailed, UsageError
-from excise.forward import Anatomy, Step, logits, token_logp, token_rows
+from excise.forward import Anatomy, Logits, Step, chunked, logits, token_logp, token_rows
+from excise.forward import labels as labels_of
 from excise.matched import matched_auc, matched_gap
 from excise.metrics import entities
 from excise.metrics.entities import Scheme
@@ -36,18 +38,26 @@ class Said(NamedTuple):
 
     Attributes:
         logp: ``[n]`` log-likelihood of each.
-        every: ``[n, C]`` log-probabilities of every class, of a classifier.
-        names: Its classes, by number.
+        classes: ``[n, K]`` the classes (of a language model: tokens) that are likeliest there, the first before all;
+            K may be 0.
+        likely: ``[n, K]`` their log-probabilities; and that of all others together, where there are any, as the last.
+        names: Of a classifier, its classes by number.
     """
 
     logp: NDArray[np.float64]
-    every: NDArray[np.float32] = np.empty((0, 0), np.float32)
+    classes: NDArray[np.int32] = np.empty((0, 0), np.int32)
+    likely: NDArray[np.float32] = np.empty((0, 0), np.float32)
     names: tuple[str, ...] = ()
 
     @property
+    def taken(self) -> NDArray[np.int32]:
+        """``[n]`` the class that each label is taken for; empty where none was asked for."""
+        return self.classes[:, 0] if self.classes.size else np.empty(0, np.int32)
+
+    @property
     def tags(self) -> tuple[str, ...]:
-        """The class that each label is taken for; none of a language model."""
-        return tuple(self.names[c] for c in self.every.argmax(-1)) if self.names else ()
+        """The class that each label is taken for, by name; none of a language model."""
+        return tuple(self.names[c] for c in self.taken) if self.names else ()
 
 
 class Seen(NamedTuple):
@@ -107,14 +117,11 @@ def stopping(
         easier |= beginning(rows, chosen, of, unseen, strict, classes)
         _hold(folder / BEGINNING, easier if strict else {k: easier[k] for k in ("auc", "gap")})
 
-    names = tuple(classes)
-
     def seen(side: str) -> Seen:
         wanted = None if side == WATCH else strict
-        read = [_read(model, anatomy, rows, side, p, autocast, names if wanted else ()) for p in _parts(chosen[side])]
+        read = [_read(model, anatomy, rows, side, p, autocast, 1 if wanted else 0) for p in _parts(chosen[side])]
         labels = [rows.examples[side][i] for i in chosen[side]]
-        taken = [(row.logp, row.every.argmax(-1) if wanted else row.every) for part in read for row in part]
-        return _units(taken, labels, of, wanted)
+        return _units([(row.logp, row.taken) for part in read for row in part], labels, of, wanted)
 
     def retained() -> float:
         return float(np.exp(seen(WATCH).values).mean())
@@ -156,14 +163,14 @@ def _hold(path: Path, counted: dict[str, float]) -> None:
         files.write_json(path, counted)
 
 
-def said(model: nn.Module, rows: sides.Rows, side: str, classes: Sequence[str] = ()) -> list[Said]:
-    """What a model, as it is, says of every label of each row of a side; of a classifier's classes the others, too."""
+def said(model: nn.Module, rows: sides.Rows, side: str, *, kept: int = 0, classes: Sequence[str] = ()) -> list[Said]:
+    """What a model, as it is, says of every label of each row of a side, and of the ``kept`` likeliest others there."""
     order, anatomy = _by_length(rows, side, range(rows.counts[side])), Anatomy.of(model)
     found: dict[int, Said] = {}
     with evaluating(model):
         for part in _parts(order):
-            read = _read(model, anatomy, rows, side, part, nullcontext, tuple(classes))
-            found |= dict(zip(part, read, strict=True))
+            read = _read(model, anatomy, rows, side, part, nullcontext, kept)
+            found |= {row: own._replace(names=tuple(classes)) for row, own in zip(part, read, strict=True)}
     return [found[row] for row in range(len(order))]
 
 
@@ -262,15 +269,29 @@ def _read(
     side: str,
     part: list[int],
     autocast: Callable,
-    names: tuple[str, ...],
+    kept: int = 0,
 ) -> list[Said]:
-    """Of each row the log-likelihood of its labels; of every class, where they are named."""
+    """Of each row the log-likelihood of its labels, and the ``kept`` classes that are likeliest there."""
     batch = rows.batch(side, part).to(next(model.parameters()).device)
-    needs = [token_logp(side), token_rows(side), *([logits(side)] if names else [])]
+    needs = [token_logp(side), token_rows(side), *([logits(side), labels_of(side)] if kept else [])]
     with autocast():
         made = Step(model, anatomy, {side: batch}).run(needs)
-        said = made[needs[2]].rows(0, len(made[needs[2]])).float().log_softmax(-1) if names else made[needs[0]][:0]
+        best = _likeliest(made[needs[2]], made[needs[3]], kept) if kept else ()
     ends = np.cumsum(np.bincount(made[needs[1]].cpu().numpy(), minlength=len(part)))[:-1]
-    logp = np.split(made[needs[0]].double().cpu().numpy(), ends)
-    every = np.split(said.cpu().numpy(), ends if names else ends * 0)
-    return [Said(own, classes, names) for own, classes in zip(logp, every, strict=True)]
+    columns = (made[needs[0]].double(), *best)
+    return [Said(*own) for own in zip(*(np.split(c.cpu().numpy(), ends) for c in columns), strict=True)]
+
+
+def _likeliest(block: Logits, targets: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """``[n, K]`` the likeliest classes, of several the label among them, be it the last; and `Said.likely`."""
+
+    def part(start: int, stop: int) -> Tensor:
+        logp, label = block.rows(start, stop).float().log_softmax(-1), targets[start:stop, None]
+        found = logp.topk(min(kept, logp.shape[-1])).indices
+        if kept > 1:
+            found[:, -1:] = torch.where((found == label).any(-1, keepdim=True), found[:, -1:], label)
+        others = logp.scatter(-1, found, -torch.inf).logsumexp(-1, keepdim=True)
+        return torch.cat([found.double(), logp.gather(-1, found).double(), others.double()], -1)
+
+    made, kept = chunked(part, len(block), block.vocabulary, grad=False), min(kept, block.vocabulary)
+    return made[:, :kept].int(), made[:, kept : 2 * kept + (kept < block.vocabulary)].float()

@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Mapping
 
 from excise.objectives.forget import altpo, dpo, ga, idk_nll, npo, satimp, simnpo, wga
-from excise.objectives.forget_class import NEVER_SAW, bad_teacher, distil, relabel
+from excise.objectives.forget_class import bad_teacher, relabel
+from excise.objectives.forget_distil import NEVER_SAW, distil
 from excise.objectives.forget_quantile import quantile
 from excise.objectives.forget_wide import ceu, ihl, pdu, rmu, rmu_direction, undial
 from excise.objectives.regularise import clreg

@@ -1,4 +1,4 @@
-"""Forget losses of classifiers that name another target: other labels, a teacher that knows nothing, or strangers.
+"""Forget losses of classifiers that name another target: other labels, or a teacher that knows nothing.
 
 Conventions as in `forget`: pure functions in fp32 at least, and factories. What is random is a function of the seed,
 the row and the label's place in it, so a row has the same target in every epoch, batch split and on every rank.
@@ -6,7 +6,7 @@ the row and the label's place in it, so a row has the same target in every epoch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -19,9 +19,6 @@ from excise.forward import labels as labels_of
 from excise.objectives.arithmetic import at_least_zero, one_of, upcast
 from excise.objectives.class_contrast import OUTSIDE, classes_of
 from excise.objectives.term import Term, Weight
-
-#: The constant that holds what models say of the forget rows that never saw them.
-NEVER_SAW = "never_saw"
 
 # --- other labels -------------------------------------------------------------------------------------------------
 
@@ -210,52 +207,3 @@ def bad_teacher(spread: float = 0.02, weight: Weight = 1.0) -> Term:
     inputs = {"logits": logits("forget"), "states": at_labels("forget", -1, REFERENCE), "seed": constant("seed")}
     fn = partial(bad_teacher_tokens, spread=spread)
     return Term("bad_teacher", fn, inputs, over="forget", per="token", weight=weight)
-
-
-# --- teachers that never saw the rows -----------------------------------------------------------------------------
-
-
-def distil_tokens(logits: Tensor, rows: Tensor, places: Tensor, said: Mapping[str, Tensor]) -> Tensor:
-    """Divergence from what was said of each label by a model that never saw it, ``[n]``: ``KL(said || p)`` in nats.
-
-    It is two-sided: a word that the model takes for an entity where a stranger would not costs as much as the reverse,
-    and there is nothing left to push once it says what a stranger says.
-
-    Args:
-        logits: ``[n, C]``.
-        rows: ``[n]`` the number of each label's row within its side.
-        places: ``[n]`` the label's place in its row.
-        said: ``logp [N, C]`` log-probabilities of every label of the side, rows one after the other, and ``starts
-            [rows]``, where each row's begin.
-
-    Source: distillation is Hinton et al. 2015, arXiv 1503.02531; from models that never saw the rows, ours.
-
-    Example:
-        >>> at, said = torch.tensor([0]), {"logp": torch.tensor([[0.5, 0.5]]).log(), "starts": torch.tensor([0])}
-        >>> distil_tokens(torch.tensor([[3.0, 3.0]]), at, at, said).tolist()
-        [0.0]
-    """
-    teacher = said["logp"][said["starts"][rows] + places]
-    return _divergence(teacher.to(upcast(logits)), logits)
-
-
-def distil(weight: Weight = 1.0) -> Term:
-    """Learn to say of the forget rows what models say that never saw them (``data.never_saw``), mean over all labels.
-
-    The models are read once, before training. Words outside of entities count as all others: a stranger takes some of
-    them for entities.
-
-    Args:
-        weight: Weight of the term.
-
-    Source: distillation is Hinton et al. 2015, arXiv 1503.02531; from models that never saw the rows, ours.
-
-    Example:
-        >>> distil().inputs["said"].detail
-        'never_saw'
-    """
-    inputs = {
-        "logits": logits("forget"), "rows": row_numbers("forget"), "places": token_index("forget"),
-        "said": constant(NEVER_SAW),
-    }  # fmt: skip
-    return Term("distil", distil_tokens, inputs, over="forget", per="token", weight=weight)

@@ -169,16 +169,15 @@ def check_never_saw(made: Sequence[Term], data: recipe.Data) -> None:
     """Refuse, before anything loads, to learn from models that the recipe does not name."""
     if reads_never_saw(made) and not data.never_saw:
         raise UsageError(
-            "the objective learns from models that never saw the forget rows: name them as data.never_saw (two, each "
-            "trained on half of the rows, serve every request)"
+            "the objective learns from models that never saw the forget rows: name them as data.never_saw (of parts of "
+            "the rows, trained once, they serve every request: see data.part)"
         )
 
 
 def check_task(made: Sequence[Term], task: str) -> None:
     """Refuse a term that tells classes apart where the model has none."""
     for term in made if task == "causal_lm" else ():
-        of_classes = ("class_map/", NEVER_SAW)
-        if any(p.what == "constant" and str(p.detail).startswith(of_classes) for p in term.needs()):
+        if any(p.what == "constant" and str(p.detail).startswith("class_map/") for p in term.needs()):
             raise UsageError(f"the term {term.name!r} is for classifiers: set model.task, to token_classification say")
 
 

@@ -32,8 +32,8 @@ class Sides:
         warnings: What a careful reader should know (near duplicates, short sides).
         sources: Where each side came from, for the manifest.
         left_out: How many rows of a side an earlier request had named.
-        unseen: Of a classifier's forget rows and the rule's never-seen ones, row by row: what a model that never saw it
-            says of its labels (`watching.Said`). Empty where none was asked.
+        unseen: Of forget rows and the never-seen ones of a rule, row by row: what a model that never saw it says of its
+            labels (`watching.Said`). Empty where none was asked.
     """
 
     records: dict[str, list[Record]]
@@ -260,6 +260,11 @@ class Rows:
     def counts(self) -> dict[str, int]:
         """Rows of each side."""
         return {side: len(rows) for side, rows in self.examples.items()}
+
+    def labels_of(self, side: str) -> list[tuple[int, ...]]:
+        """The labels of each row: classes, or the tokens of its answer."""
+        of_tokens = self.task == "causal_lm"
+        return [e.input_ids[e.label_start :] if of_tokens else e.classes for e in self.examples.get(side, [])]
 
     def classes_of(self, side: str, names: Sequence[str]) -> list[tuple[int, ...]]:
         """The classes of each row, O left out."""
