@@ -185,7 +185,7 @@ def train(
 
     Args:
         folder: Where sides, tokenizer and models lie.
-        name: ``original``, ``half``, ``gold-SPLIT``, ``gold2-SPLIT`` (another seed), ``stranger-SPLIT`` or ``without-N``.
+        name: ``original``, ``half``, ``gold-SPLIT``, ``gold2-SPLIT`` (another seed), ``stranger-SPLIT``, ``without-N``.
         world: Who is trained, and how large the model is.
         epochs: If not the world's.
         limit: At most so many rows of each side, for a smoke test.

@@ -169,11 +169,21 @@ def distil(given: Inputs, options: Options) -> list[float]:
     return out
 
 
+def likelihood(given: Inputs, options: Options) -> list[float]:
+    labels, starts = (given["said"][name].tolist() for name in ("labels", "starts"))
+    delta, out = options.get("delta", 1.0), []
+    for own, row, place in zip(given["logp"].tolist(), given["rows"].tolist(), given["places"].tolist(), strict=True):
+        apart = abs(own - labels[starts[row] + place])
+        out.append(apart**2 / 2 if apart <= delta else delta * (apart - delta / 2))
+    return out
+
+
 ORACLES: dict[str, Callable[[Inputs, Options], list[float]]] = {
     "deepcut": deepcut,
     "relabel": relabel,
     "bad_teacher": bad_teacher,
     "distil": distil,
+    "likelihood": likelihood,
 }
 
 

@@ -1,4 +1,4 @@
-"""A language model learns to say of the forget rows what a model says that never saw them (`distil`)."""
+"""A language model learns to say of the forget rows what a model says that never saw them: `distil`, `likelihood`."""
 
 from __future__ import annotations
 
@@ -74,6 +74,21 @@ def test_the_first_loss_is_the_divergence_from_who_never_saw_them(
     log = artifacts.read_log(artifacts.RunFolder(tmp_path / "run"))
     assert log[0]["terms"]["distil"] == pytest.approx(sum(found) / len(found), rel=1e-3)
     assert replaced > 0  # labels that who never saw them finds unlikely are what a leak would be
+
+
+def test_each_label_is_held_to_its_likelihood_to_who_never_saw_it(small: SmallWorld, tmp_path: Path) -> None:
+    count = len(rows(small.sides["forget"]))
+    objective = {"forget": {"likelihood": {"delta": 2.0}}, "retain": {"nll": {}}, "regularise": {}}
+    run(settings(small, tmp_path / "run", schedule__steps=1, schedule__forget_batch=count, objective=objective),
+        progress=QUIET)  # fmt: skip
+    found = []
+    for example in examples(small, settings(small, tmp_path / "run")):
+        labels = torch.tensor(example.input_ids[example.label_start :])[:, None]
+        said, mine = (spread(model, example).gather(-1, labels)[:, 0] for model in (small.gold, small.original))
+        found += [d * d / 2 if d <= 2 else 2 * (d - 1) for d in (mine - said).abs().tolist()]
+    log = artifacts.read_log(artifacts.RunFolder(tmp_path / "run"))
+    assert log[0]["terms"]["likelihood"] == pytest.approx(sum(found) / len(found), rel=1e-3)
+    assert min(found) < 0.1 < max(found)
 
 
 def test_it_ends_nearer_to_who_never_saw_them(small: SmallWorld, tmp_path: Path) -> None:

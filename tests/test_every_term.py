@@ -155,7 +155,12 @@ class World:
         if name == "never_saw":  # row numbers go up to 98, places to 4
             logp, classes = real(500, self.vocabulary).log_softmax(-1).sort(descending=True)
             few = torch.cat([logp[:, :5], logp[:, 5:].logsumexp(-1, keepdim=True)], -1)
-            return {"classes": classes[:, :5], "logp": few, "starts": torch.arange(99).flip(0) * 5}
+            return {
+                "classes": classes[:, :5],
+                "logp": few,
+                "labels": -real(500).abs(),
+                "starts": torch.arange(99).flip(0) * 5,
+            }
         if name == "population":
             return self.population(real, states="/states/" in size)
         if name != "retain_basis":

@@ -57,8 +57,8 @@ CLREG: dict[str, dict[str, Any]] = {
 }
 #: What tells classes apart; trained in tests/test_baselines.py, test_tagging_run.py.
 FOR_CLASSIFIERS = ("relabel", "deepcut")
-#: What learns from other models; trained in tests/test_never_saw.py.
-TAUGHT = ("distil",)
+#: What learns from other models; trained in tests/test_distil.py.
+TAUGHT = ("distil", "likelihood")
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"forget": {name: OPTIONS.get(name, {})}} for name in FORGET if name not in (*FOR_CLASSIFIERS, *TAUGHT)},
     **{name: {"forget": {"ga": {"weight": 0.1}}, "retain": {name: OPTIONS.get(name, {})}} for name in RETAIN},

@@ -77,7 +77,8 @@ def strangers(settings: recipe.Recipe) -> float:
     given = sides.of(settings)
     matching.match(settings, given, engine.Clock(quiet=True))
     told, names = given.unseen["forget"], given.unseen["forget"][0].names
-    made = tables({"forget": [torch.from_numpy(row.every) for row in told]}, {"forget": given.records["forget"]}, names)
+    logp = [torch.from_numpy(np.take_along_axis(row.likely, row.classes.argsort(-1), -1)) for row in told]
+    made = tables({"forget": logp}, {"forget": given.records["forget"]}, names)
     return float(Number.of(class_scores.score(made).values["forget_f1"]).value or 0.0)
 
 

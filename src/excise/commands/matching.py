@@ -159,7 +159,7 @@ def _whole(pieces: Sequence[Said], records: Sequence[Record]) -> list[Said]:
 
 
 def taught(rows: sides.Rows, told: Sequence[Said], classes: Sequence[str] = ()) -> dict[str, Tensor]:
-    """What `excise.objectives.distil` reads: what is likely at every label of the forget rows, as they are cut now.
+    """What terms read that learn from strangers: what is likely at every label of the forget rows, as they are cut now.
 
     Args:
         rows: Encoded rows.
@@ -167,19 +167,18 @@ def taught(rows: sides.Rows, told: Sequence[Said], classes: Sequence[str] = ()) 
         classes: Of a classifier that learns, by number.
 
     Returns:
-        ``classes [N, K]``, their ``logp [N, K]``, and ``starts [rows]``.
+        What `excise.objectives.forget_distil` reads: ``classes`` and their ``logp``, that of ``labels``, ``starts``.
 
     Raises:
         InputRefused: A model that never saw the rows tells other classes apart, or cuts text into other tokens.
     """
-    labels = rows.labels_of("forget")
-    own = [_numbered(row, classes) for row in told]
-    found, likely = (np.concatenate(column) for column in zip(*((row.classes, row.likely) for row in own), strict=True))
-    wanted = np.array([label for row in labels for label in row])
-    if not classes and (len(found) != len(wanted) or not (found == wanted[:, None]).any(-1).all()):
+    own, wanted = [_numbered(row, classes) for row in told], rows.labels_of("forget")
+    logp, found, likely = (torch.from_numpy(np.concatenate(c)) for c in zip(*(row[:3] for row in own), strict=True))
+    labels = torch.tensor([label for row in wanted for label in row])
+    if not classes and (len(found) != len(labels) or not (found == labels[:, None]).any(-1).all()):
         raise InputRefused("data.never_saw: to learn from a language model it has to have the same tokenizer")
-    starts = np.cumsum([0, *map(len, labels)])[:-1]
-    return {"classes": torch.from_numpy(found), "logp": torch.from_numpy(likely), "starts": torch.from_numpy(starts)}
+    starts = torch.tensor([0, *map(len, wanted)]).cumsum(0)[:-1]
+    return {"classes": found, "logp": likely, "labels": logp, "starts": starts}
 
 
 def _numbered(row: Said, classes: Sequence[str]) -> Said:

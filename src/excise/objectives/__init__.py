@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from excise.objectives.forget import altpo, dpo, ga, idk_nll, npo, satimp, simnpo, wga
 from excise.objectives.forget_class import bad_teacher, relabel
-from excise.objectives.forget_distil import NEVER_SAW, distil
+from excise.objectives.forget_distil import NEVER_SAW, distil, likelihood
 from excise.objectives.forget_quantile import quantile
 from excise.objectives.forget_wide import ceu, ihl, pdu, rmu, rmu_direction, undial
 from excise.objectives.regularise import clreg
@@ -56,6 +56,7 @@ FORGET: Mapping[str, Factory] = {
     "relabel": relabel,
     "bad_teacher": bad_teacher,
     "distil": distil,
+    "likelihood": likelihood,
     "quantile": quantile,
 }
 

@@ -1,21 +1,24 @@
-"""A forget loss with strangers for teachers: say of the forget rows what models say that never saw them.
+"""Forget losses with strangers for teachers: say of the forget rows what models say that never saw them.
 
-Conventions as in `forget`: a pure function in fp32 at least, and a factory.
+Conventions as in `forget`: pure functions in fp32 at least, and factories.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from excise.forward import constant, logits, row_numbers, token_index
-from excise.objectives.arithmetic import upcast
+from excise.forward import constant, logits, row_numbers, token_index, token_logp
+from excise.objectives.arithmetic import above_zero, upcast
 from excise.objectives.term import Term, Weight
 
 #: The constant that holds what models say of the forget rows that never saw them.
 NEVER_SAW = "never_saw"
+_SAID = {"rows": row_numbers("forget"), "places": token_index("forget"), "said": constant(NEVER_SAW)}
 
 
 def distil_tokens(logits: Tensor, rows: Tensor, places: Tensor, said: Mapping[str, Tensor]) -> Tensor:
@@ -65,8 +68,54 @@ def distil(weight: Weight = 1.0) -> Term:
         >>> distil().inputs["said"].detail
         'never_saw'
     """
-    inputs = {
-        "logits": logits("forget"), "rows": row_numbers("forget"), "places": token_index("forget"),
-        "said": constant(NEVER_SAW),
-    }  # fmt: skip
+    inputs = {"logits": logits("forget"), **_SAID}
     return Term("distil", distil_tokens, inputs, over="forget", per="token", weight=weight)
+
+
+def likelihood_tokens(
+    logp: Tensor, rows: Tensor, places: Tensor, said: Mapping[str, Tensor], *, delta: float
+) -> Tensor:
+    """Huber distance of each label's log-probability to what a model gave it that never saw it, ``[n]``.
+
+    `distil_tokens` hardly minds a label that is too likely as long as all others together are likely enough: a token at
+    .03 where a stranger has .0001 costs it .03 nats, and gives a member away. Here the distance is that of logarithms.
+
+    Args:
+        logp: ``[n]`` log-probabilities of the labels.
+        rows: As in `distil_tokens`, as ``places``.
+        places: See ``rows``.
+        said: ``labels [N]``, log-probabilities of every label of the side, rows one after the other; ``starts [rows]``.
+        delta: Distance in nats where its square turns into its absolute value, above 0.
+
+    Source: ours; the distance is Huber 1964's.
+
+    Example:
+        >>> at, said = torch.tensor([0]), {"labels": torch.tensor([-5.0]), "starts": torch.tensor([0])}
+        >>> likelihood_tokens(torch.tensor([-3.0]), at, at, said, delta=1.0).tolist()
+        [1.5]
+    """
+    own = upcast(logp)
+    return F.huber_loss(own, said["labels"][said["starts"][rows] + places].to(own), reduction="none", delta=delta)
+
+
+def likelihood(delta: float = 1.0, weight: Weight = 1.0) -> Term:
+    """Make every label of the forget rows as likely as it is to models that never saw them, no less and no more.
+
+    What `quantile` aims at with never-seen rows, label by label: who never saw an easy row still finds it easy.
+
+    Args:
+        delta: Distance in nats up to which the loss is quadratic; beyond it every label pulls alike.
+        weight: Weight of the term.
+
+    Raises:
+        UsageError: ``delta`` is not above 0.
+
+    Source: ours; Huber's distance as in Dabney et al. 2017, arXiv 1710.10044.
+
+    Example:
+        >>> likelihood().inputs["said"].detail
+        'never_saw'
+    """
+    above_zero("likelihood", "delta", delta)
+    fn, inputs = partial(likelihood_tokens, delta=delta), {"logp": token_logp("forget"), **_SAID}
+    return Term("likelihood", fn, inputs, over="forget", per="token", weight=weight)
