@@ -95,6 +95,8 @@ class Study:
             },
             "checkpoint_every": 0, "log_every": 10,
         }  # fmt: skip
+        if method.taught:
+            own["data"]["never_saw"] = [self.model(name) for name in tofu_tiny.WITHOUT]
         if not method.recipe:
             base = {
                 "schedule": {"epochs": self.size.epochs, "forget_batch": 16, "retain_batch": 16},
