@@ -137,9 +137,38 @@ def test_who_cuts_text_into_other_tokens_cannot_teach(small: SmallWorld, tmp_pat
     models.new_tokenizer(texts, 300).save_pretrained(place)
     with pytest.raises(InputRefused, match=r"data\.never_saw: .* the same tokenizer"):
         run(settings(small, out, str(place)), progress=QUIET)
+    wider = tmp_path / "wider"
+    shutil.copytree(small.gold, wider)
+    net = AutoModelForCausalLM.from_pretrained(wider)
+    size = net.config.vocab_size
+    net.resize_token_embeddings(size + 8, mean_resizing=False)
+    with torch.no_grad():
+        net.get_output_embeddings().weight[size:] = net.get_output_embeddings().weight[:1]  # as likely as another
+    net.save_pretrained(wider)
+    with pytest.raises(InputRefused, match=r"data\.never_saw: .* the same tokenizer"):
+        matching_everything(small, out, wider)
     with pytest.raises(UsageError, match=r"name them as data\.never_saw"):
         run(settings(small, out, []), progress=QUIET)
     assert not out.exists()
+
+
+def matching_everything(small: SmallWorld, out: Path, model: Path) -> None:
+    """A run whose terms tell every token of the model apart."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(matching, "KEPT", 10**6)
+        run(settings(small, out, str(model)), progress=QUIET)
+
+
+def test_models_that_only_choose_rows_may_cut_text_as_they_like(small: SmallWorld, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(small.gold, other)
+    models.new_tokenizer(["another text, of other words"] * 9, 300).save_pretrained(other)
+    objective = {"forget": {"quantile": {}}, "retain": {"nll": {}}, "regularise": {}}
+    own = settings(small, tmp_path / "run", [str(small.gold), str(other)], objective=objective)
+    matching.match(own, found := sides.of(own), QUIET)
+    assert "never_seen_training-alike" in found.sources
+    with pytest.raises(InputRefused, match="the same tokenizer"):
+        run(settings(small, tmp_path / "run", [str(small.gold), str(other)]), progress=QUIET)
 
 
 def test_long_texts_are_told_piece_by_piece(small: SmallWorld, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_model_that_knows_them_is_asked_about(places: dict[str, str], tmp_path
 
 def test_what_cannot_be_asked_is_refused_and_nothing_written(places: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(UsageError, match=r"name objective\.forget\.distil, or set stop\.rule: two_sided"):
+    with pytest.raises(UsageError, match=r"name one in objective\.forget, or set stop\.rule: two_sided"):
         run(settings(places, out, rule="none", band=[0.45, 0.55], statistic="auc"), progress=QUIET)
     with pytest.raises(InputRefused):
         run(settings(places, out, str(tmp_path / "nowhere")), progress=QUIET)

@@ -30,15 +30,16 @@ DOUBTED = 0.8
 MEASURED = "never_seen"
 #: Tokens of a vocabulary that are told apart in what such a model says; all others count as one.
 KEPT = 128
+SAME = "to learn from a language model it has to have the same tokenizer, and texts to be cut for it in the same places"
 
 
 def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> None:
     """Aim at what the models of ``data.never_saw`` find, each read once and let go; without one nothing is done.
 
-    What they say of every label (``Sides.unseen``) is what the term `distil` learns. Beside it, for language models
-    those never-seen rows are left for training and the stopping rule that are as easy as the forget rows (`alike`);
-    what is measured stays whole. For classifiers, whose rows are few and short, none is given up: the rule begins to
-    count at what is said.
+    What they say of every label (``Sides.unseen``) is what the terms `distil` and `likelihood` learn. Beside it, for
+    language models those never-seen rows are left for training and the stopping rule that are as easy as the forget
+    rows (`alike`); what is measured stays whole. For classifiers, whose rows are few and short, none is given up: the
+    rule begins to count at what is said.
 
     Raises:
         UsageError: Nothing reads what the models say.
@@ -59,7 +60,7 @@ def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> No
         reader = "where the stopping rule of a classifier begins to count" if of_classes else "chooses never-seen rows"
         also = "set stop.rule: two_sided" if of_classes else "give training or stop.rule such rows to read"
         raise UsageError(
-            f"data.never_saw is what the term distil learns from, and {reader}: name objective.forget.distil, or {also}"
+            f"data.never_saw is what distil and likelihood learn from, and {reader}: name one in objective.forget, or {also}"
         )
     with progress.stage("match: what models say that never saw the rows"):
         found, weights = _unseen(settings, given, read, learns=learns)
@@ -115,6 +116,8 @@ def _unseen(
         by_model.append(found)
         digest.update(weights.encode())
     for side in names:
+        if len({len(found[side]) for found in by_model}) > 1:
+            raise InputRefused(f"data.never_saw: {SAME} as the others")
         rows = enumerate(zip(*(found[side] for found in by_model), strict=True))
         out[side] = [min(own, key=_mean) if side == "forget" else own[i % len(own)] for i, own in rows]
     return out, digest.hexdigest()
@@ -132,9 +135,10 @@ def _by(
     task, context = settings.model.task, models.context_length(model)
     own, classes = replace(given, records={side: given.records[side] for side in names}, warnings=[]), tuple[str, ...]()
     how = sides.encoding(settings.data, context=context)
-    whole = {s: own.records[s] for s in (TRAINING, CALIBRATION) if s in names and task == "causal_lm"}
+    whole = dict(own.records)
     sides.cut(own, tokenizer, how, task=task, long=settings.data.long)
-    own.records |= whole  # of which some are chosen
+    if task == "causal_lm":  # rows that are chosen by it are left whole
+        own.records |= {side: whole[side] for side in names if not learns or side in (TRAINING, CALIBRATION)}
     if task != "causal_lm":
         config: Any = model.config
         classes = tuple(config.id2label[i] for i in range(config.num_labels))
@@ -158,13 +162,16 @@ def _whole(pieces: Sequence[Said], records: Sequence[Record]) -> list[Said]:
     return [Said(logp[a:b], classes[a:b], likely[a:b], pieces[0].names) for a, b in pairwise(ends)]
 
 
-def taught(rows: sides.Rows, told: Sequence[Said], classes: Sequence[str] = ()) -> dict[str, Tensor]:
+def taught(
+    rows: sides.Rows, told: Sequence[Said], classes: Sequence[str] = (), *, vocabulary: int | None = None
+) -> dict[str, Tensor]:
     """What terms read that learn from strangers: what is likely at every label of the forget rows, as they are cut now.
 
     Args:
         rows: Encoded rows.
         told: What is said of every forget row, cut at whatever places.
         classes: Of a classifier that learns, by number.
+        vocabulary: Of a language model that learns, how many tokens it tells apart.
 
     Returns:
         What `excise.objectives.forget_distil` reads: ``classes`` and their ``logp``, that of ``labels``, ``starts``.
@@ -175,8 +182,9 @@ def taught(rows: sides.Rows, told: Sequence[Said], classes: Sequence[str] = ()) 
     own, wanted = [_numbered(row, classes) for row in told], rows.labels_of("forget")
     logp, found, likely = (torch.from_numpy(np.concatenate(c)) for c in zip(*(row[:3] for row in own), strict=True))
     labels = torch.tensor([label for row in wanted for label in row])
-    if not classes and (len(found) != len(labels) or not (found == labels[:, None]).any(-1).all()):
-        raise InputRefused("data.never_saw: to learn from a language model it has to have the same tokenizer")
+    beyond = vocabulary is not None and bool((found >= vocabulary).any())
+    if not classes and (beyond or len(found) != len(labels) or not (found == labels[:, None]).any(-1).all()):
+        raise InputRefused(f"data.never_saw: {SAME}")
     starts = torch.tensor([0, *map(len, wanted)]).cumsum(0)[:-1]
     return {"classes": found, "logp": likely, "labels": logp, "starts": starts}
 

@@ -55,7 +55,8 @@ def run(
     objective.check_sides(objective.terms(settings.objective), given.records)
     prepared = preparing.prepare_unlearning(settings, given, resume=resume)
     if objective.reads_never_saw(prepared.terms):
-        prepared.said = matching.taught(prepared.rows, given.unseen["forget"], prepared.classes)
+        tokens = int(prepared.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        prepared.said = matching.taught(prepared.rows, given.unseen["forget"], prepared.classes, vocabulary=tokens)
     evaluation.refuse_unfit(given, prepared.tokenizer, settings)
     with folders.opened(settings, resume=resume) as folder:
         model = training.train_into(prepared, folder, progress, stage="unlearn", resume=resume)
