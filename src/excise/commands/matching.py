@@ -60,7 +60,8 @@ def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> No
         reader = "where the stopping rule of a classifier begins to count" if of_classes else "chooses never-seen rows"
         also = "set stop.rule: two_sided" if of_classes else "give training or stop.rule such rows to read"
         raise UsageError(
-            f"data.never_saw is what distil and likelihood learn from, and {reader}: name one in objective.forget, or {also}"
+            f"data.never_saw is what distil and likelihood learn from, and {reader}: name one in objective.forget, or "
+            f"{also}"
         )
     with progress.stage("match: what models say that never saw the rows"):
         found, weights = _unseen(settings, given, read, learns=learns)
