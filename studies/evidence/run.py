@@ -2,9 +2,8 @@
 
     python studies/evidence/run.py [--out DIR] [--tiny DIR] [--quick] [--only REGEX] [--max-minutes M] [--page]
 
-Rows are run folders below ``--out``; a row whose results are there, or in the page's JSON twin, is not run again.
-``--tiny`` is a folder of tofu-tiny's data and models that another study has trained (default ``OUT/tiny``: trained
-where they are missing).
+Rows are run folders below ``--out``; a row whose results are there is not run again. ``--tiny`` is a folder of
+tofu-tiny's data and models that another study has trained (default ``OUT/tiny``: trained where they are missing).
 ``--page`` writes ``docs/results/evidence.md`` and its JSON twin from whatever rows exist. ``--quick`` is a first look
 at a smaller world; its page lies beside its rows.
 """
@@ -12,17 +11,14 @@ at a smaller world; its page lies beside its rows.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 
 from methods import ENDS, METHODS
 from rowwise import arguments, collect, run_rows
 from study import SIZES, Row, Size, Study
-
-import twin
 
 
 def rows(size: Size) -> Iterator[Row]:
@@ -33,7 +29,6 @@ def rows(size: Size) -> Iterator[Row]:
     first = ("gold2", "default", "strangers", "simnpo+clreg", "simnpo", "ihl+rila", "npo", "clreg+rila", "original")
     yield from (Row(method, size.split) for method in first)
     yield from (Row(method, size.split, attacked=True) for method in ("gold2", "default", "simnpo+clreg", "ihl+rila"))
-    yield Row("strangers", size.split, attacked=True)
     for split in ("forget05", "forget01"):
         yield from (Row(method, split) for method in ("default", "gold2", "strangers"))
     for seed in (1, 2):
@@ -45,20 +40,13 @@ def main() -> None:
     """Run what is missing, then write the page."""
     given = arguments(__doc__)
     out = given.out or Path("studies-out") / ("evidence" if given.size == "tiny" else "evidence-quick")
+    study = Study(out.resolve(), SIZES[given.size], given.tiny)
+    if not given.page:
+        run_rows(study, rows(study.size), given)
     import page
 
-    study = Study(out.resolve(), SIZES[given.size], given.tiny)
-    shown = {} if given.size != "tiny" else twin.read(page.DOCS / "evidence.json")
-    if not given.page:
-        run_rows(study, (row for row in rows(study.size) if not _shown(row, shown)), given)
-    own = {row["name"]: row for row in collect(study.out) if not row["label"]}  # pieces left out are the gold study's
-    page.write(list({**shown, **own}.values()), study.out, docs=given.size == "tiny")
-
-
-def _shown(row: Row, shown: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether the page's twin has all that a row asks for."""
-    found = shown.get(row.name)
-    return found is not None and bool(found["attacks"] or not row.attacked)
+    found = [row for row in collect(study.out) if not row["label"]]  # pieces left out are the gold study's
+    page.write(found, study.out, docs=given.size == "tiny")
 
 
 if __name__ == "__main__":
