@@ -26,7 +26,7 @@ NAMES = {
     "classics": "Who wrote a passage (text classification)",
 }  # fmt: skip
 #: What is held against every other method: what came nearest, and DeepCUT.
-COMPARED = ("distil-quarters", "distil", "reverse-gradient+f1", "deepcut")
+COMPARED = ("distil-eighths", "distil-quarters", "distil", "reverse-gradient+f1", "deepcut")
 ORDER = [*(m for m in METHODS if m not in ("kga", "naive")), "kga", "sisa", "naive", "retrain"]
 #: Column -> metric of a tagger; each is read beside the gold's.
 COLUMNS = {
@@ -153,6 +153,7 @@ def _title(method: str) -> str:
         "reverse-gradient+halves": "reverse-gradient, from halves", "deepcut+f1": "DeepCUT, by F1 from halves",
         "reverse-gradient+f1": "reverse-gradient, by F1 from halves", "distil": "learning from halves",
         "distil-quarters": "learning from all but a quarter",
+        "distil-eighths": "learning from all but an eighth",
         "distil-grouped": "learning from all but a quarter, which holds all forgotten",
     }  # fmt: skip
     return titles.get(method, method)
