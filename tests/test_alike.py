@@ -110,20 +110,25 @@ def test_rows_that_terms_read_are_chosen_too(small: SmallWorld, tmp_path: Path) 
     assert artifacts.read_manifest(artifacts.RunFolder(tmp_path / "run"))["status"] == "done"
 
 
-def test_going_on_after_another_choice_is_refused(
-    small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("forget", "held"), [("npo", "calibration-alike"), ("distil", "calibration-alike"), ("distil", "forget-never-saw")]
+)
+def test_going_on_with_another_model_is_refused(
+    forget: str, held: str, small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The recipe names the same folder, but another model lies there by now."""
+    """The recipe names the same folder, but another model lies there by now: it would choose, or teach, otherwise."""
     place = tmp_path / "never-saw"
     shutil.copytree(small.gold, place)
-    own = settings(small, tmp_path / "run", data__never_saw=str(place))
+    rule = {} if held == "calibration-alike" else {"stop__rule": "none"}
+    objective = {"objective__forget": {forget: {}}, "objective__regularise": {}}
+    own = settings(small, tmp_path / "run", data__never_saw=str(place), **objective, **rule)
     with monkeypatch.context() as cut_off:
         cut_off.setattr(running.writing, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(own, progress=QUIET)
     shutil.rmtree(place)
     shutil.copytree(small.original, place)
-    with pytest.raises(IntegrityFailed, match="calibration-alike rows"):
+    with pytest.raises(IntegrityFailed, match=f"{held} rows"):
         run(own, resume=True, progress=QUIET)
 
 

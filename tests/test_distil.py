@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -13,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from excise import artifacts, models, recipe
-from excise.commands import matching, running
+from excise.commands import matching
 from excise.commands.progress import Progress
 from excise.commands.running import run
 from excise.commands.starting import sides
-from excise.errors import InputRefused, IntegrityFailed, UsageError
+from excise.errors import InputRefused, UsageError
 from excise.tasks.causal_lm import Example, encode_records
 from small_world import SmallWorld, rows, write
 
@@ -130,7 +129,9 @@ def test_one_that_knows_them_is_asked_about_and_what_is_measured_stays_whole(sma
     assert found.records == whole.records
 
 
-def test_who_cuts_text_into_other_tokens_cannot_teach(small: SmallWorld, tmp_path: Path) -> None:
+def test_who_cuts_text_into_other_tokens_cannot_teach(
+    small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, out = tmp_path / "other", tmp_path / "run"
     shutil.copytree(small.gold, place)
     texts = ["a text of something else, zyx, qqq " * 9]
@@ -145,18 +146,13 @@ def test_who_cuts_text_into_other_tokens_cannot_teach(small: SmallWorld, tmp_pat
     with torch.no_grad():
         net.get_output_embeddings().weight[size:] = net.get_output_embeddings().weight[:1]  # as likely as another
     net.save_pretrained(wider)
-    with pytest.raises(InputRefused, match=r"data\.never_saw: .* the same tokenizer"):
-        matching_everything(small, out, wider)
+    with monkeypatch.context() as every:
+        every.setattr(matching, "KEPT", 10**6)  # all tokens of the wider one are told apart
+        with pytest.raises(InputRefused, match=r"data\.never_saw: .* the same tokenizer"):
+            run(settings(small, out, str(wider)), progress=QUIET)
     with pytest.raises(UsageError, match=r"name them as data\.never_saw"):
         run(settings(small, out, []), progress=QUIET)
     assert not out.exists()
-
-
-def matching_everything(small: SmallWorld, out: Path, model: Path) -> None:
-    """A run whose terms tell every token of the model apart."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(matching, "KEPT", 10**6)
-        run(settings(small, out, str(model)), progress=QUIET)
 
 
 def test_models_that_only_choose_rows_may_cut_text_as_they_like(small: SmallWorld, tmp_path: Path) -> None:
@@ -189,24 +185,3 @@ def test_long_texts_are_told_piece_by_piece(small: SmallWorld, tmp_path: Path) -
     at = int(made["starts"][-1])
     said = spread(small.gold, last)
     assert made["logp"][at:, 0].tolist() == pytest.approx(said.max(-1).values.tolist(), abs=1e-4)
-
-
-def test_a_run_that_goes_on_has_to_have_the_same_teacher(
-    small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = tmp_path / "never-saw"
-    shutil.copytree(small.gold, place)
-    own = settings(small, tmp_path / "run", str(place), schedule__steps=2)
-
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as cut_off:
-        cut_off.setattr(running.writing, "write", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(own, progress=QUIET)
-    shutil.rmtree(place)
-    shutil.copytree(small.original, place)
-    with pytest.raises(IntegrityFailed, match="begun with other forget-never-saw rows"):
-        run(own, resume=True, progress=QUIET)
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] != "done"

@@ -54,9 +54,10 @@ class Data:
             ``shuffled``: a stand-in for want of them, forgotten answers under the questions of other forgotten rows.
         never_saw: A model of the task that never saw the forget rows, if there is one: the base before its fine-tuning,
             an older or a smaller model, with a tokenizer of its own; or several, such that each forget row is new to
-            one of them (each trained on half of the data, say). From what it says of them ``objective.forget.distil``
-            learns (of a language model it needs the same tokenizer), and the stopping rule of a classifier counts. Of a
-            language model's never-seen rows that training and the rule read, those are taken that it finds as likely.
+            one of them (each trained on half of the data, say). From what it says of them the forget terms
+            ``distil`` and ``likelihood`` learn (a language model has to have the same tokenizer), and the stopping rule
+            of a classifier counts. Of a language model's never-seen rows that training and the rule read, those are
+            taken that it finds as likely.
         alternatives: Refusals or other answers for DPO-like objectives: one per line, drawn by (seed, row).
         paraphrases: Where objectives that read ``forget_paraphrase`` get it: built-in ``rules``, the ``data`` (rows
             then also serve the evaluation, which flatters it), or a callable ``module:function`` from text to text.

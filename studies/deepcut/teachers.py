@@ -1,0 +1,110 @@
+"""What strangers, golds and those who learned from strangers say of the same forgotten sentences of WNUT17, all pooled.
+
+    python studies/deepcut/teachers.py --encoder DIR [--out DIR]
+
+First the sentences of the ten draws at 1 %, which but for two are those of the first two draws at 5 % and of the first
+at 10 %; then those of all reported draws at 5 %. Strangers are told which one of them never saw a sentence; beside that
+what `data.never_saw` makes of it, which believes whoever finds the sentence least likely. ``--encoder`` and ``--out`` as
+for `run.py`, whose models and run folders are used: the rows of `distil` on these draws have to be there. Prints F1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import scoring
+from rows import DRAWS, PARTS, TAUGHT_ON
+from run import SIZES
+from study import Study
+
+from excise import models, recipe
+from excise.artifacts import Number
+from excise.commands.starting import sides
+from excise.metrics import class_scores
+
+DATA, TASK = "wnut17", "token_classification"
+Draw = tuple[str, int]  # a split, and the seed of its gold
+
+
+def main() -> None:
+    """Read, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("studies-out") / "deepcut")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    study = Study(given.out, given.encoder, SIZES["whole"])
+    small: list[Draw] = [(f"random01-{n}", 0) for n in range(DRAWS)]
+    first: list[Draw] = [(f"random05-{n}", n) for n in range(2)]
+    shown = Shown(study)
+    print("1 %, ten draws:")
+    for name, draws in (("1 %", small), ("5 %", first), ("10 %", [("random10-0", 0)])):
+        shown.of(f"golds of {name}", draws, lambda draw: study.gold(DATA, *draw)[0])
+        shown.of(f"pupils of {name}, quarters", draws, lambda draw: _pupil(study, draw, "quarters"))
+    shown.of("pupils of 1 %, eighths", small, lambda draw: _pupil(study, draw, "eighths"))
+    for kind in ("quarters", "eighths"):
+        shown.strangers(small, kind)
+    every: list[Draw] = [(f"random05-{n}", n) for n in TAUGHT_ON]
+    print("5 %, all draws:")
+    shown.of("golds", every, lambda draw: study.gold(DATA, *draw)[0])
+    shown.of("pupils, quarters", every, lambda draw: _pupil(study, draw, "quarters"))
+    shown.strangers(every, "quarters")
+
+
+def _pupil(study: Study, draw: Draw, kind: str) -> Path:
+    return study.out / "rows" / f"{DATA}-{draw[0]}-distil-{kind}-s{draw[1]}" / "model"
+
+
+class Shown:
+    """F1 of models on the forgotten sentences of draws, pooled, a line each."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.train, self.how = study, study.sides(DATA)["train"], sides.encoding(recipe.Data())
+        config = models.load(recipe.Model(name=str(study.original(DATA)[0]), task=TASK)).config
+        self.names = tuple(config.id2label[i] for i in range(config.num_labels))
+
+    def of(self, name: str, draws: Sequence[Draw], model: Callable[[Draw], Path]) -> None:
+        """Of each draw the model that ``model`` names."""
+        rows = [self.study.forgotten(DATA, split) for split, _ in draws]
+        said = [z for draw, own in zip(draws, rows, strict=True) for z in self._said(model(draw), own)]
+        self._print(name, said, [i for own in rows for i in own])
+
+    def strangers(self, draws: Sequence[Draw], kind: str) -> None:
+        """Of each sentence the model that never saw it; and the one that finds it least likely."""
+        rows = [i for split, _ in draws for i in self.study.forgotten(DATA, split)]
+        said = [self._said(place, rows) for place, _ in self.study.strangers(DATA, PARTS[kind])]
+        part = np.empty(len(self.train), int)
+        order = np.random.default_rng(23).permutation(len(self.train))  # as `Study.strangers` divides
+        for number in range(PARTS[kind]):
+            part[order[number :: PARTS[kind]]] = number
+        true = part[rows]
+        least = np.array([[self._mean(z, i) for z, i in zip(own, rows, strict=True)] for own in said]).argmin(0)
+        self._print(f"strangers, {kind}", [said[p][j] for j, p in enumerate(true)], rows)
+        self._print(f"the same, believed ({(least == true).mean():.2f} right)",
+                    [said[p][j] for j, p in enumerate(least)], rows)  # fmt: skip
+
+    def _said(self, place: Path, rows: Sequence[int]) -> list[Tensor]:
+        return scoring.logits_of(place, [self.train[i] for i in rows], TASK, self.how)
+
+    def _mean(self, logits: Tensor, row: int) -> float:
+        labels = torch.tensor([self.names.index(tag) for tag in self.train[row].tags])
+        return float(logits.log_softmax(-1)[torch.arange(len(labels)), labels].mean())
+
+    def _print(self, name: str, said: list[Tensor], rows: Sequence[int]) -> None:
+        made = scoring.tables({"forget": said}, {"forget": [self.train[i] for i in rows]}, self.names)
+        found = Number.of(class_scores.score(made).values["forget_f1"]).value
+        print(f"  {name}: {found:.3f} ({len(rows)} sentences)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
