@@ -4,8 +4,8 @@
 
 First the sentences of the ten draws at 1 %, which but for two are those of the first two draws at 5 % and of the first
 at 10 %; then those of all reported draws at 5 %. Strangers are told which one of them never saw a sentence; beside that
-what `data.never_saw` makes of it, which believes whoever finds the sentence least likely. ``--encoder`` and ``--out`` as
-for `run.py`, whose models and run folders are used: the rows of `distil` on these draws have to be there. Prints F1.
+what `data.never_saw` makes of it, which believes whoever finds the sentence least likely. ``--encoder`` and ``--out``
+as for `run.py`, whose models and run folders are used: the rows of `distil` on these draws have to be there. Prints F1.
 """
 
 from __future__ import annotations
