@@ -24,6 +24,7 @@ import torch
 
 import tagging
 from excise import models
+from excise.objectives.term import Term
 from measuring import Step, VocabularyBytes, allocated, held, paired
 from naive import NaiveStep
 from page import Profile, Row, merged, table, write
@@ -75,10 +76,14 @@ def beside_the_plain_step(effort: Effort) -> list[Row]:
     """What the objectives cost beyond cross-entropy on the same rows through the same engine."""
     base, rows = model(4096), Rows.drawn(4096)
     found = []
-    for objective, name, most in (("npo", "NPO + NLL", 1.10), ("simnpo+clreg", "SimNPO + NLL + CLReg", 1.30)):
+    for objective, name, most in (
+        ("npo", "NPO + NLL", 1.10),
+        ("simnpo+clreg", "SimNPO + NLL + CLReg", 1.30),
+        ("strangers", "distil + likelihood + NLL", 1.20),
+    ):
 
         def make(objective: str = objective) -> tuple[Step, Step]:
-            return EngineStep(base, rows, objective), EngineStep(base, rows, "plain")
+            return EngineStep(base, rows, objective, constants=rows.told(4096)), EngineStep(base, rows, "plain")
 
         found.append(timed("step time / plain step", f"{name}, vocabulary 4096", make, effort, ("at most", most)))
         step, plain = make()
@@ -187,20 +192,17 @@ def starts(effort: Effort) -> list[Row]:
 
 
 def classifiers(effort: Effort) -> list[Row]:
-    """What DeepCUT costs beyond cross-entropy on the same sentences, and what that costs beside padded rows."""
+    """What DeepCUT and `distil` cost beyond cross-entropy on the same sentences, and that beside padded rows."""
     base, rows, found = tagging.model(), tagging.Rows.drawn(), []
-    for views, name, bound in ((2, "two views", ("at most", 1.5)), (1, "one view", ("at most", 1.5))):
+    for name in ("DeepCUT + NLL, two views", "DeepCUT + NLL, one view", "distil + NLL"):
 
-        def make(views: int = views) -> tuple[Step, Step]:
-            return (
-                EngineStep(base, rows, tagging.terms(views), constants=tagging.CONSTANTS),
-                EngineStep(base, rows, tagging.terms(0)),
-            )
+        def make(terms: list[Term] = tagging.OBJECTIVES[name]) -> tuple[Step, Step]:
+            return EngineStep(base, rows, terms, constants=tagging.constants(rows)), EngineStep(base, rows, "plain")
 
-        found.append(timed("step time / plain step", f"DeepCUT + NLL, {name}, encoder 6 x 384", make, effort, bound))
+        found.append(timed("step time / plain step", f"{name}, encoder 6 x 384", make, effort, ("at most", 1.5)))
 
     def both() -> tuple[Step, Step]:
-        own = EngineStep(base, rows, tagging.terms(0))
+        own = EngineStep(base, rows, "plain")
         return tagging.PaddedStep(base, own.batches), own
 
     found.append(timed("naive step / engine step", "NLL, encoder 6 x 384", both, effort, ("at least", 1.2)))

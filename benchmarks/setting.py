@@ -21,6 +21,7 @@ from excise.forward import REFERENCE, Anatomy, Batch
 from excise.forward.vocabulary import tiles
 from excise.objectives import clreg
 from excise.objectives.forget import npo, simnpo
+from excise.objectives.forget_distil import NEVER_SAW, distil, likelihood
 from excise.objectives.retain import nll
 from excise.objectives.term import Term
 from excise.schedule import Plan
@@ -73,6 +74,10 @@ class Rows:
         made = causal_lm.collate([self.sides[side][i] for i in indices], pad_id=0)
         return Batch(made["input_ids"], made["attention_mask"], made["label_mask"], tuple(indices))
 
+    def told(self, vocabulary: int) -> dict[str, Any]:
+        """What strangers say of the forget rows."""
+        return {NEVER_SAW: told([row.labels for row in self.sides["forget"]], vocabulary)}
+
 
 def plain() -> list[Term]:
     """The plain step: cross-entropy on the same forget and retain rows."""
@@ -85,7 +90,23 @@ OBJECTIVES: dict[str, list[Term]] = {
     "simnpo": [simnpo(), nll()],
     "simnpo+clreg": [simnpo(), nll(), clreg()],
     "npo+clreg": [npo(), nll(), clreg()],
+    "strangers": [distil(), likelihood(), nll()],
 }
+#: Tokens that are told apart in what a stranger says, as `excise.commands.matching` keeps them.
+KEPT = 128
+
+
+def told(lengths: Sequence[int], classes: int) -> dict[str, torch.Tensor]:
+    """What was said of every label of rows with so many labels: of all classes, or of `KEPT` and of the others."""
+    draw, total, kept = np.random.default_rng(13), sum(lengths), min(KEPT, classes)
+    first = torch.from_numpy(draw.integers(0, classes, (total, 1)))
+    found = torch.from_numpy(draw.normal(size=(total, kept + (kept < classes)))).float()
+    return {
+        "classes": ((first + (classes // kept) * torch.arange(kept)) % classes).int(),
+        "logp": found.log_softmax(-1),
+        "label": torch.zeros(total, dtype=torch.int64),
+        "starts": torch.tensor([0, *lengths]).cumsum(0)[:-1],
+    }
 
 
 class EngineStep:

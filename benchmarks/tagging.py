@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,12 @@ from transformers import BertConfig, BertForTokenClassification
 
 from excise.forward import Batch
 from excise.objectives import deepcut
+from excise.objectives.forget_distil import NEVER_SAW, distil
 from excise.objectives.retain import nll
 from excise.objectives.term import Term
 from excise.tasks import class_maps
 from excise.tasks.token_classification import ClassExample, collate
-from setting import LEARNING_RATE, plain
+from setting import LEARNING_RATE, told
 
 KINDS = ("person", "place", "group", "product", "work", "company")
 NAMES = ("O", *(f"{prefix}-{kind}" for kind in KINDS for prefix in "BI"))
@@ -67,12 +69,18 @@ def _sentence(length: int, draw: np.random.Generator) -> ClassExample:
     return ClassExample(tuple(draw.integers(1000, 30000, length).tolist()), tuple(places), tuple(tags))
 
 
-def terms(views: int) -> list[Term]:
-    """DeepCUT with cross-entropy on the retained rows; without views the plain step."""
-    return [deepcut(views=2 if views == 2 else 1), nll()] if views else plain()
+#: By name in the table.
+OBJECTIVES: dict[str, list[Term]] = {
+    "DeepCUT + NLL, two views": [deepcut(views=2), nll()],
+    "DeepCUT + NLL, one view": [deepcut(views=1), nll()],
+    "distil + NLL": [distil(), nll()],
+}
 
 
-CONSTANTS = class_maps(NAMES, "token_classification")
+def constants(rows: Rows) -> dict[str, Any]:
+    """Which classes there are, and what was said of every label of the forget rows."""
+    lengths = [row.labels for row in rows.sides["forget"]]
+    return {**class_maps(NAMES, "token_classification"), NEVER_SAW: told(lengths, len(NAMES))}
 
 
 class PaddedStep:

@@ -156,24 +156,21 @@ def divergence(of: list[float], to: list[float]) -> float:
     return sum(math.exp(t) * (t - p) for t, p in zip(of, to, strict=True))
 
 
+def _told(given: Inputs, what: str) -> list[Any]:
+    """What was said of each label of a batch, by its row's number and its place."""
+    told, starts = (given["said"][name].tolist() for name in (what, "starts"))
+    places = zip(given["rows"].tolist(), given["places"].tolist(), strict=True)
+    return [told[starts[row] + place] for row, place in places]
+
+
 def distil(given: Inputs, options: Options) -> list[float]:
-    """Classes that are told apart one by one, all others as one."""
-    classes, logp, starts = (given["said"][name].tolist() for name in ("classes", "logp", "starts"))
-    out = []
-    for own, row, place in zip(given["logits"].tolist(), given["rows"].tolist(), given["places"].tolist(), strict=True):
-        label, ours = starts[row] + place, log_softmax(own)
-        found = [ours[c] for c in classes[label]]
-        if len(found) < len(ours):
-            found.append(math.log(sum(math.exp(p) for c, p in enumerate(ours) if c not in classes[label])))
-        out.append(divergence(logp[label], found))
-    return out
+    return [divergence(said, own) for said, own in zip(_told(given, "logp"), given["logp"].tolist(), strict=True)]
 
 
 def likelihood(given: Inputs, options: Options) -> list[float]:
-    labels, starts = (given["said"][name].tolist() for name in ("labels", "starts"))
     delta, out = options.get("delta", 1.0), []
-    for own, row, place in zip(given["logp"].tolist(), given["rows"].tolist(), given["places"].tolist(), strict=True):
-        apart = abs(own - labels[starts[row] + place])
+    for own, said, label in zip(given["logp"].tolist(), _told(given, "logp"), _told(given, "label"), strict=True):
+        apart = abs(own[label] - said[label])
         out.append(apart**2 / 2 if apart <= delta else delta * (apart - delta / 2))
     return out
 

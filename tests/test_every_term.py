@@ -68,6 +68,8 @@ MORE_OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 #: Adapted layers of the made-up step: rows of the output and rank.
 LAYERS = {"blocks.0.q_proj": (6, 3), "blocks.0.v_proj": (5, 3), "blocks.1.v_proj": (5, 2)}
+#: Classes that were named for each label, beside all others.
+NAMED = 5
 CASES = [(name, options) for name in FACTORIES for options in [{}, *MORE_OPTIONS.get(name, [])]]
 
 
@@ -130,6 +132,7 @@ class World:
             "token_logp": lambda: -real(n).abs(),
             "seq_logp": lambda: -real(self.rows).abs() * 5,
             "logits": lambda: real(n, self.vocabulary) * 3,
+            "named_logp": lambda: (real(n, NAMED + 1) * 3).log_softmax(-1),
             "label_count": lambda: where.sum(1).to(self.dtype),
             "token_rows": lambda: where.nonzero()[:, 0],
             "row_numbers": lambda: where.nonzero()[:, 0] * 31 + 5,
@@ -153,14 +156,9 @@ class World:
         if name == "seed":
             return torch.tensor(11)
         if name == "never_saw":  # row numbers go up to 98, places to 4
-            logp, classes = real(500, self.vocabulary).log_softmax(-1).sort(descending=True)
-            few = torch.cat([logp[:, :5], logp[:, 5:].logsumexp(-1, keepdim=True)], -1)
-            return {
-                "classes": classes[:, :5],
-                "logp": few,
-                "labels": -real(500).abs(),
-                "starts": torch.arange(99).flip(0) * 5,
-            }
+            label = torch.arange(500) % NAMED
+            logp = real(500, NAMED + 1).log_softmax(-1)
+            return {"logp": logp, "label": label, "starts": torch.arange(99).flip(0) * 5}
         if name == "population":
             return self.population(real, states="/states/" in size)
         if name != "retain_basis":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
-from excise.forward import Batch, View, hidden, pooled, running, token_logp, vocabulary
+from excise.forward import Batch, View, head, hidden, pooled, running, token_logp, vocabulary
 from excise.forward.packing import ARCHITECTURES, can_pack, pack
 
 VIEW = View("forget", -2, 0.2)
@@ -79,27 +79,64 @@ def test_every_position_has_a_place_of_its_own(lengths: list[int], width: int) -
     assert torch.equal(packing.back(packing.lay(steps))[packing.attended], steps[packing.attended])
 
 
-def whole(states: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:
-    """Log-probabilities from whole logits, row by row."""
-    return torch.stack([(matrix @ h).log_softmax(0)[t] for h, t in zip(states, targets, strict=True)])
+def whole(states: Tensor, matrix: Tensor, names: Tensor) -> Tensor:
+    """Log-probabilities from whole logits, row by row: of what is named, and of all others together."""
+    made = []
+    for h, own in zip(states, names, strict=True):
+        logp = (matrix @ h).log_softmax(0)
+        others = [i for i in range(len(matrix)) if i not in own.tolist()]
+        made.append(torch.cat([logp[own], logp[others].logsumexp(0)[None]]))
+    return torch.stack(made)
 
 
+NAMES = {
+    "one": [[0], [63], [64], [199], [130]],
+    "some": [[0, 199, 63], [64, 63, 65], [127, 128, 129], [199, 1, 0], [130, 30, 90]],
+    "all of a tile": [[*range(64), i] for i in (64, 199, 100, 128, 150)],
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 @pytest.mark.parametrize("keep", [0, 300, 10**6])  # no tile is kept, some are, all are
-def test_tiles_change_neither_values_nor_gradients(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_change_neither_values_nor_gradients(
+    names: list[list[int]], keep: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(vocabulary, "TILE_ELEMENTS", 1)  # tiles of 64 columns
     monkeypatch.setattr(vocabulary, "KEEP_ELEMENTS", keep)
     torch.manual_seed(0)
-    targets = torch.tensor([0, 63, 64, 199, 130])
+    weights = torch.randn(5, len(names[0]) + 1)
     made: list[Any] = []
-    for way in (vocabulary.label_logp, whole):
+    for way in (vocabulary.named_logp, whole):
         torch.manual_seed(1)
         states, matrix = torch.randn(5, 8) * 3, torch.randn(200, 8) * 3
         states.requires_grad_(), matrix.requires_grad_()
-        logp = way(states, matrix, targets)
-        (logp * torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5])).sum().backward()
+        logp = way(states, matrix, torch.tensor(names))
+        (logp * weights).sum().backward()
         made.append((logp.detach(), states.grad, matrix.grad))
     for mine, other in zip(*made, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=2e-5)
+
+
+def test_a_label_is_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "TILE_ELEMENTS", 1)
+    torch.manual_seed(0)
+    states, matrix, targets = torch.randn(5, 8), torch.randn(200, 8), torch.tensor([0, 63, 64, 199, 130])
+    want = whole(states, matrix, targets[:, None])[:, 0]
+    torch.testing.assert_close(vocabulary.label_logp(states, matrix, targets), want)
+
+
+@pytest.mark.parametrize("named", [3, 200], ids=["some", "every class"])
+def test_a_head_that_is_no_matrix_says_the_same_in_chunks(named: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 400)  # two labels at a time
+    torch.manual_seed(0)
+    states, matrix = torch.randn(5, 8) * 3, torch.randn(200, 8)
+    names = torch.stack([torch.randperm(200)[:named] for _ in range(5)])
+    found = [
+        head.named_logp_of(head.Logits(states, lambda h: h @ matrix.T, 200, given), names) for given in (None, matrix)
+    ]
+    want = whole(states, matrix, names) if named < 200 else whole(states, matrix, names)[:, :-1]
+    for mine in found:
+        torch.testing.assert_close(mine, want, rtol=1e-5, atol=2e-5)
 
 
 def test_tiles_of_huge_logits_stay_finite_and_frozen_heads_get_no_gradient() -> None:

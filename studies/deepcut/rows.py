@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 Changes = dict[str, Any]
 _CUT = "objective.regularise.deepcut."
 RATES = [5e-5, 2e-4]
@@ -15,9 +17,36 @@ _MATCHED: Changes = {
 }
 
 
-#: Values of ``data.never_saw`` that stand for models of parts of the data -> how many parts (see `Study.strangers`); of
-#: ``grouped`` the part that holds the forgotten rows, all of them.
-PARTS = {"halves": 2, "quarters": 4, "eighths": 8, "grouped": 4}
+@dataclass(frozen=True)
+class Parts:
+    """Models of parts of the data.
+
+    Attributes:
+        many: How many parts; each model goes without one of them.
+        again: Which division, and the seed of the models.
+        as_long: Whether each takes as many steps as a model of all data.
+    """
+
+    many: int
+    again: int = 0
+    as_long: bool = False
+
+    def of(self, rows: int) -> list[np.ndarray]:
+        """The rows of each part, as indices."""
+        order = np.random.default_rng(23 + self.again).permutation(rows)
+        return [order[number :: self.many] for number in range(self.many)]
+
+
+#: Values of ``data.never_saw`` that stand for models of parts of the data (see `Study.strangers`); of ``grouped`` the
+#: part that holds the forgotten rows, all of them.
+PARTS = {
+    "halves": Parts(2),
+    "quarters": Parts(4),
+    "eighths": Parts(8),
+    "grouped": Parts(4),
+    "other-quarters": Parts(4, again=1),
+    "longer-quarters": Parts(4, as_long=True),
+}
 _FROM_HALVES: Changes = {"data.never_saw": "halves"}
 _BY_F1: Changes = {**_FROM_HALVES, "stop.statistic": "f1"}
 #: DeepCUT leaves words outside of entities alone; ascent on every label of the forgotten rows does not.

@@ -18,7 +18,7 @@ import scoring
 import sisa
 import splits
 import trained
-from rows import METHODS, Row
+from rows import METHODS, Parts, Row
 
 import engine
 from excise import artifacts, recipe
@@ -132,16 +132,17 @@ class Study:
         self.forgotten(data, split)
         return self.model(data, f"gold-{split}-s{seed}", self.file(data, split, "retain"), seed=seed)
 
-    def strangers(self, data: str, parts: int) -> list[Trained]:
+    def strangers(self, data: str, parts: Parts) -> list[Trained]:
         """A model for each part, trained on all others: whatever is forgotten, it is news to one of them."""
-        train, found = self.sides(data)["train"], []
-        order = np.random.default_rng(23).permutation(len(train))
-        for number in range(parts):
-            name = f"half-{number}" if parts == 2 else f"without-{number}-of-{parts}"
-            rows, own = self.file(data, "", name), {int(i) for i in order[number::parts]}
+        train, found, many = self.sides(data)["train"], [], parts.many
+        epochs = self.size.epochs * (many / (many - 1) if parts.as_long else 1)
+        for number, held in enumerate(parts.of(len(train))):
+            name = f"half-{number}" if many == 2 else f"without-{number}-of-{many}"
+            name += f"-again-{parts.again}" * bool(parts.again) + "-longer" * parts.as_long
+            rows, own = self.file(data, "", name), {int(i) for i in held}
             with self._alone(f"data-{data}"):  # the half of that number is what the other goes without
-                splits.write(rows, [r for i, r in enumerate(train) if (i in own) == (parts == 2)])
-            found.append(self.model(data, name, rows))
+                splits.write(rows, [r for i, r in enumerate(train) if (i in own) == (many == 2)])
+            found.append(self.model(data, name, rows, seed=parts.again, epochs=epochs if parts.as_long else 0))
         return found
 
     def _strangers_of(self, data: str, split: str, kind: str) -> list[Trained]:
@@ -152,7 +153,7 @@ class Study:
         """A model of all but a quarter that has every forgotten row in it, as parts have that keep groups whole."""
         train, gone = self.sides(data)["train"], set(self.forgotten(data, split))
         others = [int(i) for i in np.random.default_rng(23).permutation(len(train)) if int(i) not in gone]
-        gone |= set(others[: len(train) // listed.PARTS["grouped"] - len(gone)])
+        gone |= set(others[: len(train) // listed.PARTS["grouped"].many - len(gone)])
         rows = self.file(data, split, "without-all")
         with self._alone(f"data-{data}"):
             splits.write(rows, [r for i, r in enumerate(train) if i not in gone])

@@ -1,11 +1,12 @@
 """What strangers, golds and those who learned from strangers say of the same forgotten sentences of WNUT17, all pooled.
 
-    python studies/deepcut/teachers.py --encoder DIR [--out DIR]
+    python studies/deepcut/teachers.py --encoder DIR [--out DIR] [--strangers KIND ...]
 
 First the sentences of the ten draws at 1 %, which but for two are those of the first two draws at 5 % and of the first
 at 10 %; then those of all reported draws at 5 %. Strangers are told which one of them never saw a sentence; beside that
 what `data.never_saw` makes of it, which believes whoever finds the sentence least likely. ``--encoder`` and ``--out``
 as for `run.py`, whose models and run folders are used: the rows of `distil` on these draws have to be there. Prints F1.
+``--strangers`` names kinds of strangers (`rows.PARTS`); then they alone are compared, each, and their mean.
 """
 
 from __future__ import annotations
@@ -41,20 +42,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("studies-out") / "deepcut")
+    parser.add_argument("--strangers", nargs="+", default=[], choices=sorted(PARTS), metavar="KIND")
     given = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(given.out, given.encoder, SIZES["whole"])
     small: list[Draw] = [(f"random01-{n}", 0) for n in range(DRAWS)]
-    first: list[Draw] = [(f"random05-{n}", n) for n in range(2)]
+    every: list[Draw] = [(f"random05-{n}", n) for n in TAUGHT_ON]
     shown = Shown(study)
+    for draws in (small, every) if given.strangers else ():
+        shown.compared(draws, given.strangers)
+    if not given.strangers:
+        everyone(study, shown, small, every)
+
+
+def everyone(study: Study, shown: Shown, small: list[Draw], every: list[Draw]) -> None:
+    """Golds, pupils and strangers."""
     print("1 %, ten draws:")
-    for name, draws in (("1 %", small), ("5 %", first), ("10 %", [("random10-0", 0)])):
+    for name, draws in (("1 %", small), ("5 %", every[:2]), ("10 %", [("random10-0", 0)])):
         shown.of(f"golds of {name}", draws, lambda draw: study.gold(DATA, *draw)[0])
         shown.of(f"pupils of {name}, quarters", draws, lambda draw: _pupil(study, draw, "quarters"))
     shown.of("pupils of 1 %, eighths", small, lambda draw: _pupil(study, draw, "eighths"))
     for kind in ("quarters", "eighths"):
         shown.strangers(small, kind)
-    every: list[Draw] = [(f"random05-{n}", n) for n in TAUGHT_ON]
     print("5 %, all draws:")
     shown.of("golds", every, lambda draw: study.gold(DATA, *draw)[0])
     shown.of("pupils, quarters", every, lambda draw: _pupil(study, draw, "quarters"))
@@ -75,23 +84,39 @@ class Shown:
 
     def of(self, name: str, draws: Sequence[Draw], model: Callable[[Draw], Path]) -> None:
         """Of each draw the model that ``model`` names."""
-        rows = [self.study.forgotten(DATA, split) for split, _ in draws]
-        said = [z for draw, own in zip(draws, rows, strict=True) for z in self._said(model(draw), own)]
-        self._print(name, said, [i for own in rows for i in own])
+        said = [z for draw in draws for z in self._said(model(draw), self._rows([draw]))]
+        self._print(name, said, self._rows(draws))
 
     def strangers(self, draws: Sequence[Draw], kind: str) -> None:
         """Of each sentence the model that never saw it; and the one that finds it least likely."""
-        rows = [i for split, _ in draws for i in self.study.forgotten(DATA, split)]
-        said = [self._said(place, rows) for place, _ in self.study.strangers(DATA, PARTS[kind])]
-        part = np.empty(len(self.train), int)
-        order = np.random.default_rng(23).permutation(len(self.train))  # as `Study.strangers` divides
-        for number in range(PARTS[kind]):
-            part[order[number :: PARTS[kind]]] = number
-        true = part[rows]
+        rows = self._rows(draws)
+        said, true = self._heard(rows, kind)
         least = np.array([[self._mean(z, i) for z, i in zip(own, rows, strict=True)] for own in said]).argmin(0)
         self._print(f"strangers, {kind}", [said[p][j] for j, p in enumerate(true)], rows)
         self._print(f"the same, believed ({(least == true).mean():.2f} right)",
                     [said[p][j] for j, p in enumerate(least)], rows)  # fmt: skip
+
+    def compared(self, draws: Sequence[Draw], kinds: Sequence[str]) -> None:
+        """Strangers of several kinds, each, and the mean of what they say."""
+        rows, every = self._rows(draws), []
+        for kind in kinds:
+            said, true = self._heard(rows, kind)
+            every.append([said[p][j].log_softmax(-1) for j, p in enumerate(true)])
+            self._print(f"strangers, {kind}", every[-1], rows)
+        if len(kinds) > 1:
+            mean = [torch.stack(own).exp().mean(0).log() for own in zip(*every, strict=True)]
+            self._print("mean of these", mean, rows)
+
+    def _rows(self, draws: Sequence[Draw]) -> list[int]:
+        return [i for split, _ in draws for i in self.study.forgotten(DATA, split)]
+
+    def _heard(self, rows: Sequence[int], kind: str) -> tuple[list[list[Tensor]], np.ndarray]:
+        """What each stranger says of the rows, and which of them never saw a row."""
+        said = [self._said(place, rows) for place, _ in self.study.strangers(DATA, PARTS[kind])]
+        part = np.empty(len(self.train), int)
+        for number, held in enumerate(PARTS[kind].of(len(self.train))):
+            part[held] = number
+        return said, part[rows]
 
     def _said(self, place: Path, rows: Sequence[int]) -> list[Tensor]:
         return scoring.logits_of(place, [self.train[i] for i in rows], TASK, self.how)

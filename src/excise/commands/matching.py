@@ -175,19 +175,19 @@ def taught(
         vocabulary: Of a language model that learns, how many tokens it tells apart.
 
     Returns:
-        What `excise.objectives.forget_distil` reads: ``classes`` and their ``logp``, that of ``labels``, ``starts``.
+        What `excise.objectives.forget_distil` reads: ``classes``, their ``logp``, which a ``label`` is, ``starts``.
 
     Raises:
         InputRefused: A model that never saw the rows tells other classes apart, or cuts text into other tokens.
     """
     own, wanted = [_numbered(row, classes) for row in told], rows.labels_of("forget")
-    logp, found, likely = (torch.from_numpy(np.concatenate(c)) for c in zip(*(row[:3] for row in own), strict=True))
+    found, logp = (torch.from_numpy(np.concatenate(c)) for c in zip(*(row[1:3] for row in own), strict=True))
     labels = torch.tensor([label for row in wanted for label in row])
     beyond = vocabulary is not None and bool((found >= vocabulary).any())
-    if not classes and (beyond or len(found) != len(labels) or not (found == labels[:, None]).any(-1).all()):
+    if beyond or len(found) != len(labels) or not (is_label := found == labels[:, None]).any(-1).all():
         raise InputRefused(f"data.never_saw: {SAME}")
     starts = torch.tensor([0, *map(len, wanted)]).cumsum(0)[:-1]
-    return {"classes": found, "logp": likely, "labels": logp, "starts": starts}
+    return {"classes": found, "logp": logp, "label": is_label.int().argmax(-1), "starts": starts}
 
 
 def _numbered(row: Said, classes: Sequence[str]) -> Said:

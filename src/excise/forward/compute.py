@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from excise.forward.anatomy import Anatomy
 from excise.forward.batch import Batch
-from excise.forward.head import Logits, logp_of
+from excise.forward.head import Logits, logp_of, named_logp_of
 from excise.forward.products import AMONG, FROM_BATCH, POLICY, Product, View, base_side, passes
 from excise.forward.running import PassResult, run_pass
 
@@ -78,13 +78,14 @@ class Step:
             if self.reference is None:
                 raise ValueError(f"{p.what} of the {p.model} was not stored")
             return self.reference(p, batch)
-        return self._from_pass(p, batch, self._results[side])
+        return self._from_pass(p, side, self._results[side])
 
     def _layer_and_view(self, p: Product) -> tuple[int, View | None]:
         assert p.layer is not None
         return self.anatomy.layer(p.layer), p.side if isinstance(p.side, View) else None
 
-    def _from_pass(self, p: Product, batch: Batch, result: PassResult) -> Any:
+    def _from_pass(self, p: Product, side: str, result: PassResult) -> Any:
+        batch = self.batches[side]
         if p.what in ("hidden", "at_labels"):
             layer, view = self._layer_and_view(p)
             if p.what == "hidden":
@@ -95,7 +96,15 @@ class Step:
         block = Logits(result.at_labels, self.anatomy.logits, self.anatomy.vocabulary, self.anatomy.matrix)
         if p.what == "logits":
             return block
+        if p.what == "named_logp":
+            return named_logp_of(block, self._named(str(p.detail), side))
         return logp_of(block, batch.targets())
+
+    def _named(self, said: str, side: str) -> Tensor:
+        """The classes that a constant names for each label of a batch."""
+        told: Mapping[str, Tensor] = self.constants[said]  # type: ignore[assignment]
+        rows, places = (self._make(Product(what, side)) for what in ("row_numbers", "token_index"))
+        return told["classes"][told["starts"][rows] + places].long()
 
 
 def _from_batch(p: Product, batch: Batch) -> Tensor:

@@ -65,3 +65,23 @@ def logp_of(block: Logits, targets: Tensor) -> Tensor:
     if block.matrix is not None:
         return vocabulary.label_logp(block.states, block.matrix, targets, grad=grad)
     return chunked(lambda a, b: label_logp(block.rows(a, b), targets[a:b]), len(block), block.vocabulary, grad=grad)
+
+
+def named_logp_of(block: Logits, names: Tensor) -> Tensor:
+    """``[n, K]`` fp32 log-probabilities of the classes named for each label, or ``[n, K + 1]`` with all others as one.
+
+    ``names`` is ``[n, K]`` int64, each class once in its row; there are others where a label has more than K classes.
+    """
+    grad, others = torch.is_grad_enabled(), names.shape[1] < block.vocabulary
+    if block.matrix is not None:
+        found = vocabulary.named_logp(block.states, block.matrix, names, grad=grad)
+        return found if others else found[:, :-1]
+
+    def part(start: int, stop: int) -> Tensor:
+        z, own = block.rows(start, stop).float(), names[start:stop]
+        chosen = z.gather(-1, own)
+        if others:
+            chosen = torch.cat([chosen, z.scatter(-1, own, -torch.inf).logsumexp(-1, keepdim=True)], -1)
+        return chosen - z.logsumexp(-1, keepdim=True)
+
+    return chunked(part, len(block), block.vocabulary, grad=grad)

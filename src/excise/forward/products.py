@@ -65,6 +65,15 @@ def logits(side: Side, model: str = POLICY) -> Product:
     return Product("logits", side, model)
 
 
+def named_logp(side: Side, said: str) -> Product:
+    """``[n, K]`` fp32: log-probabilities of the classes that a constant names for each label; all others as one more.
+
+    The constant ``said`` has ``classes [N, K]``, those of every label of the side, rows one after the other, and
+    ``starts [rows]``, where each row begins. ``[n, K + 1]`` where the model tells more than K classes apart.
+    """
+    return Product("named_logp", side, detail=said)
+
+
 def label_count(side: Side) -> Product:
     """``[B]`` fp32: label tokens of each row."""
     return Product("label_count", side)
@@ -147,11 +156,13 @@ def lora(which: str) -> Product:
     return Product("lora", detail=which)
 
 
-FROM_HEAD = {"token_logp", "seq_logp", "logits"}
+FROM_HEAD = {"token_logp", "seq_logp", "logits", "named_logp"}
 FROM_STATES = {"hidden", "pooled", "at_labels"}
 FROM_BATCH = {"label_count", "token_rows", "row_numbers", "token_index", "labels", "mask", "column"}
 #: Products with one entry per label token, rows one after the other.
-PER_TOKEN = frozenset({"token_logp", "logits", "token_rows", "row_numbers", "token_index", "labels", "at_labels"})
+PER_TOKEN = frozenset(
+    {"token_logp", "logits", "named_logp", "token_rows", "row_numbers", "token_index", "labels", "at_labels"}
+)
 
 
 def base_side(side: Side | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Label log-probabilities from states and the head's matrix, tile by tile along the vocabulary.
+"""Log-probabilities of labels and of named tokens from states and the head's matrix, tile by tile along the vocabulary.
 
 The logits ``[n, V]`` of a batch are the largest tensor of a step, and most of their cost is moving them through memory.
 A tile fits the processor's cache; its exponentials are added up and it is overwritten by the next one. The backward
@@ -28,14 +28,31 @@ def label_logp(states: Tensor, matrix: Tensor, targets: Tensor, *, grad: bool = 
         targets: ``[n]`` int64 labels.
         grad: Whether a backward pass will follow.
 
-    Products are made in the precision of an autocast context, sums in fp32. Source: online normalisation, Milakov &
-    Gimelshein 2018, arXiv 1805.02867; the recomputed tiles follow Wijmans et al. 2024, arXiv 2411.09009.
-
     Example:
         >>> label_logp(torch.zeros(1, 2), torch.ones(4, 2), torch.tensor([3]), grad=False).exp().tolist()
         [0.25]
     """
-    return _LabelLogp.apply(states, matrix, targets, KEEP_ELEMENTS if grad else 0)
+    return named_logp(states, matrix, targets[:, None], grad=grad)[:, 0]
+
+
+def named_logp(states: Tensor, matrix: Tensor, names: Tensor, *, grad: bool = True) -> Tensor:
+    """``[n, K + 1]`` fp32 log-probabilities of the tokens named for each label, and last of all others together.
+
+    Args:
+        states: As in `label_logp`, as ``matrix`` and ``grad``.
+        matrix: See ``states``.
+        names: ``[n, K]`` int64, each token once in its row.
+        grad: See ``states``.
+
+    Products are made in the precision of an autocast context, sums in fp32. Source: online normalisation, Milakov &
+    Gimelshein 2018, arXiv 1805.02867; the recomputed tiles follow Wijmans et al. 2024, arXiv 2411.09009; several named
+    tokens and the others beside them: ours.
+
+    Example:
+        >>> named_logp(torch.zeros(1, 2), torch.ones(4, 2), torch.tensor([[3, 0]]), grad=False).exp().tolist()
+        [[0.25, 0.25, 0.5]]
+    """
+    return _NamedLogp.apply(states, matrix, names, KEEP_ELEMENTS if grad else 0)
 
 
 def tiles(n: int, matrix: Tensor) -> Iterator[tuple[int, int]]:
@@ -45,50 +62,78 @@ def tiles(n: int, matrix: Tensor) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, len(matrix))) for start in range(0, len(matrix), size))
 
 
-class _LabelLogp(torch.autograd.Function):
-    """Forward: a running maximum and a running sum over tiles. Backward: softmax minus one-hot, tile by tile."""
+class _Named:
+    """The named tokens in the order of the vocabulary, so that each tile finds its own in one piece."""
+
+    def __init__(self, names: Tensor, matrix: Tensor) -> None:
+        ids, self.order = names.flatten().sort()
+        self.rows, self.ids = self.order // names.shape[1], ids
+        edges = [start for start, _ in tiles(len(names), matrix)] + [len(matrix)]
+        self.edges = torch.searchsorted(ids, torch.tensor(edges, device=ids.device)).tolist()
+
+    def of(self, tile: int, start: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Where a tile's own stand among all that are named, and in the tile."""
+        own = slice(self.edges[tile], self.edges[tile + 1])
+        return self.order[own], (self.rows[own], self.ids[own] - start)
+
+
+#: Below any logit; finite, so that a difference to it is a number where no other token has been met.
+_LOWEST = -1e30
+
+
+class _NamedLogp(torch.autograd.Function):
+    """Forward: what is named is taken out of its tile; of the others a running maximum and a running sum over tiles.
+
+    Backward: the others' share of the gradient goes to each by its softmax among them, tile by tile.
+    """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, matrix: Tensor, targets: Tensor, keep: int) -> Tensor:
+    def forward(ctx: Any, states: Tensor, matrix: Tensor, names: Tensor, keep: int) -> Tensor:
         device = states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else matrix.dtype
         kept: list[tuple[Tensor, Tensor]] = []  # exponentials of a tile, and what was taken off before
+        named = _Named(names, matrix)
         with torch.autocast(device, enabled=False):
             h = states.to(dtype)
-            top = torch.full((len(h),), -torch.inf, device=h.device)
-            total, chosen = torch.zeros_like(top), torch.zeros_like(top)
-            for start, stop in tiles(len(h), matrix):
+            top = torch.full((len(h),), _LOWEST, device=h.device)
+            total, chosen = torch.zeros_like(top), torch.empty(names.numel(), device=h.device)
+            for tile, (start, stop) in enumerate(tiles(len(h), matrix)):
                 x = (h @ matrix[start:stop].to(dtype).T).float()
+                among, inside = named.of(tile, start)
+                chosen[among] = x[inside]
+                x[inside] = -torch.inf
                 high = torch.maximum(top, x.amax(1))
-                place = (targets - start).clamp(0, stop - start - 1)
-                inside = (targets >= start) & (targets < stop)
-                chosen = torch.where(inside, x.gather(1, place[:, None]).squeeze(1), chosen)
                 x.sub_(high[:, None]).exp_()
                 if len(h) * stop <= keep:
                     kept.append((x, high))
                 total = total * (top - high).exp() + x.sum(1)
                 top = high
-        ctx.save_for_backward(h, matrix, targets, top, total)
+        own = chosen.view(names.shape)
+        high = torch.maximum(top, own.amax(1))  # taken off first: sums with large logits would be rounded
+        every = torch.cat([own - high[:, None], ((top - high) + total.log())[:, None]], 1)
+        logp = every - every.logsumexp(1, keepdim=True)
+        ctx.save_for_backward(h, matrix, names, top, total, logp)
         ctx.kept, ctx.states_dtype = kept, states.dtype
-        return (chosen - top) - total.log()
+        return logp
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        h, matrix, targets, top, total = ctx.saved_tensors
-        upstream = grads[0]
-        share = (-upstream / total)[:, None]
+        h, matrix, names, top, total, logp = ctx.saved_tensors
+        upstream = grads[0] - logp.exp() * grads[0].sum(1, keepdim=True)
+        of_names, named = upstream[:, :-1].flatten(), _Named(names, matrix)
+        share = (upstream[:, -1] / total)[:, None]
         of_states = torch.zeros(h.shape, device=h.device) if ctx.needs_input_grad[0] else None
         of_matrix = torch.empty_like(matrix) if ctx.needs_input_grad[1] else None
         kept, ctx.kept = iter(ctx.kept), []
         with torch.autocast(h.device.type, enabled=False):
-            for start, stop in tiles(len(h), matrix):
+            for tile, (start, stop) in enumerate(tiles(len(h), matrix)):
                 part = matrix[start:stop].to(h.dtype)
                 if (made := next(kept, None)) is None:
                     x = (h @ part.T).float().sub_(top[:, None]).exp_().mul_(share)
                 else:
                     x = made[0].mul_((made[1] - top).exp()[:, None] * share)
-                rows = ((targets >= start) & (targets < stop)).nonzero().squeeze(1)
-                x[rows, targets[rows] - start] += upstream[rows]
+                among, inside = named.of(tile, start)
+                x[inside] = of_names[among]
                 x = x.to(h.dtype)
                 if of_states is not None:
                     of_states = of_states.addmm_(x, part) if x.dtype == of_states.dtype else of_states.add_(x @ part)

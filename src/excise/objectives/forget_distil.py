@@ -8,20 +8,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from excise.forward import constant, logits, row_numbers, token_index, token_logp
+from excise.forward import constant, named_logp, row_numbers, token_index
 from excise.objectives.arithmetic import above_zero, upcast
 from excise.objectives.term import Term, Weight
 
-#: The constant that holds what models say of the forget rows that never saw them.
+#: The constant that holds what models say of the forget rows that never saw them: ``classes``, ``logp``, ``starts``, as
+#: `named_logp` reads them, and which of its classes each ``label`` is.
 NEVER_SAW = "never_saw"
-_SAID = {"rows": row_numbers("forget"), "places": token_index("forget"), "said": constant(NEVER_SAW)}
+_SAID = {
+    "logp": named_logp("forget", NEVER_SAW),
+    "rows": row_numbers("forget"),
+    "places": token_index("forget"),
+    "said": constant(NEVER_SAW),
+}
 
 
-def distil_tokens(logits: Tensor, rows: Tensor, places: Tensor, said: Mapping[str, Tensor]) -> Tensor:
+def _told(rows: Tensor, places: Tensor, said: Mapping[str, Tensor], what: str) -> Tensor:
+    own = said[what][said["starts"][rows] + places]
+    return upcast(own) if own.is_floating_point() else own
+
+
+def distil_tokens(logp: Tensor, rows: Tensor, places: Tensor, said: Mapping[str, Tensor]) -> Tensor:
     """Divergence from what was said of each label by a model that never saw it, ``[n]``: ``KL(said || p)`` in nats.
 
     It is two-sided: a word that the model takes for an entity where a stranger would not costs as much as the reverse,
@@ -30,27 +40,23 @@ def distil_tokens(logits: Tensor, rows: Tensor, places: Tensor, said: Mapping[st
     those are as likely as to the stranger.
 
     Args:
-        logits: ``[n, C]``.
+        logp: Log-probabilities of those classes, ``[n, K]`` or, where there are others, ``[n, K + 1]``: those as well,
+            together (`named_logp`).
         rows: ``[n]`` the number of each label's row within its side.
         places: ``[n]`` the label's place in its row.
-        said: Of every label of the side, rows one after the other: ``classes [N, K]``, those that are told apart, each
-            once, and ``logp``, how likely they are, ``[N, K]`` or, where there are others, ``[N, K + 1]``: those as
-            well, together; ``starts [rows]``, where each row begins.
+        said: Of every label of the side, rows one after the other: ``logp [N, K]`` or ``[N, K + 1]``, how likely the
+            classes are to who never saw the row; ``starts [rows]``, where each row begins.
 
     Source: distillation is Hinton et al. 2015, arXiv 1503.02531; from models that never saw the rows, ours.
 
     Example:
-        >>> said = {"classes": torch.tensor([[2]]), "logp": torch.tensor([[0.5, 0.5]]).log()}
-        >>> at, said["starts"] = torch.tensor([0]), torch.tensor([0])
-        >>> distil_tokens(torch.tensor([[1.0, 1.0, 2.0]]).log(), at, at, said).tolist()
+        >>> import torch
+        >>> at, even = torch.tensor([0]), torch.tensor([[0.5, 0.5]]).log()
+        >>> distil_tokens(even, at, at, {"logp": even, "starts": at}).tolist()
         [0.0]
     """
-    label = said["starts"][rows] + places
-    z, classes = upcast(logits), said["classes"][label].long()
-    teacher, ours = said["logp"][label].to(z), z.gather(-1, classes)
-    if classes.shape[1] < z.shape[1]:
-        ours = torch.cat([ours, z.scatter(-1, classes, -torch.inf).logsumexp(-1, keepdim=True)], -1)
-    return (teacher.exp() * (teacher - ours + z.logsumexp(-1, keepdim=True))).sum(-1)
+    teacher, ours = _told(rows, places, said, "logp"), upcast(logp)
+    return (teacher.exp() * (teacher - ours)).sum(-1)
 
 
 def distil(weight: Weight = 1.0) -> Term:
@@ -68,8 +74,7 @@ def distil(weight: Weight = 1.0) -> Term:
         >>> distil().inputs["said"].detail
         'never_saw'
     """
-    inputs = {"logits": logits("forget"), **_SAID}
-    return Term("distil", distil_tokens, inputs, over="forget", per="token", weight=weight)
+    return Term("distil", distil_tokens, _SAID, over="forget", per="token", weight=weight)
 
 
 def likelihood_tokens(
@@ -81,21 +86,24 @@ def likelihood_tokens(
     .03 where a stranger has .0001 costs it .03 nats, and gives a member away. Here the distance is that of logarithms.
 
     Args:
-        logp: ``[n]`` log-probabilities of the labels.
-        rows: As in `distil_tokens`, as ``places``.
-        places: See ``rows``.
-        said: ``labels [N]``, log-probabilities of every label of the side, rows one after the other; ``starts [rows]``.
+        logp: As in `distil_tokens`, as ``rows`` and ``places``.
+        rows: See ``logp``.
+        places: See ``logp``.
+        said: As there, and ``label [N]``, which of its classes each label is.
         delta: Distance in nats where its square turns into its absolute value, above 0.
 
     Source: ours; the distance is Huber 1964's.
 
     Example:
-        >>> at, said = torch.tensor([0]), {"labels": torch.tensor([-5.0]), "starts": torch.tensor([0])}
-        >>> likelihood_tokens(torch.tensor([-3.0]), at, at, said, delta=1.0).tolist()
+        >>> import torch
+        >>> at, ours = torch.tensor([0]), torch.tensor([[-3.0, -0.2]])
+        >>> said = {"logp": torch.tensor([[-5.0, -0.1]]), "label": at, "starts": at}
+        >>> likelihood_tokens(ours, at, at, said, delta=1.0).tolist()
         [1.5]
     """
-    own = upcast(logp)
-    return F.huber_loss(own, said["labels"][said["starts"][rows] + places].to(own), reduction="none", delta=delta)
+    label = _told(rows, places, said, "label")[:, None]
+    own, target = upcast(logp).gather(-1, label), _told(rows, places, said, "logp").gather(-1, label)
+    return F.huber_loss(own, target.to(own), reduction="none", delta=delta)[:, 0]
 
 
 def likelihood(delta: float = 1.0, weight: Weight = 1.0) -> Term:
@@ -117,5 +125,4 @@ def likelihood(delta: float = 1.0, weight: Weight = 1.0) -> Term:
         'never_saw'
     """
     above_zero("likelihood", "delta", delta)
-    fn, inputs = partial(likelihood_tokens, delta=delta), {"logp": token_logp("forget"), **_SAID}
-    return Term("likelihood", fn, inputs, over="forget", per="token", weight=weight)
+    return Term("likelihood", partial(likelihood_tokens, delta=delta), _SAID, over="forget", per="token", weight=weight)
