@@ -159,8 +159,8 @@ new models, each the median over its pairs; "from - to" is the range of single p
 * **DeepCUT**: an encoder of six blocks of width 384 (the size of MiniLM-L6), 16 forget and 16 retain sentences with
   lengths as in WNUT17 (`benchmarks/tagging.py`); the plain step is cross-entropy on the same sentences. The naive step
   is transformers' own loss on padded rows; the engine packs them.
-* **distil** (and **likelihood**): what strangers say of each label is given: all classes of a tagger, 128 tokens and all
-  others together of a language model. What it takes to hear them, one pass over the forgotten rows each, is not in a step.
+* **distil** (and **likelihood**): what strangers say of each label is given: all classes of a tagger, 128 tokens and
+  all others together of a language model. Hearing them, one pass over the forgotten rows each, is not in a step.
 * **Full decomposition**: `torch.linalg.eigh` of the whole contrast, of which the leading columns are kept; Krylov
   builds only the space that they lie in and checks its residual. The covariance is given to both (of 5,000 made-up
   vectors, variances that fall as 1/i, eight directions of the forget side alone); both make the layer's factors.

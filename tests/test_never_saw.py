@@ -22,7 +22,7 @@ from excise.commands.starting import sides
 from excise.commands.starting.choosing import default_recipe
 from excise.commands.watching import Said
 from excise.errors import InputRefused, IntegrityFailed, UsageError
-from excise.records import Record
+from excise.records import Record, in_part
 from excise.tasks.token_classification import ClassExample
 
 QUIET = Progress(quiet=True)
@@ -431,6 +431,24 @@ def test_a_part_has_the_classes_of_the_whole(tmp_path: Path) -> None:
     assert "B-rare" in found[0].values()
 
 
-def test_a_run_is_not_of_a_part(places: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"data\.part is for finetune"):
-        run(recipe.changed(settings(places, tmp_path / "run"), {"data.part": "1/2"}), progress=QUIET)
+def test_a_model_of_a_part_forgets_what_it_saw(places: dict[str, str], tmp_path: Path) -> None:
+    """The other models that taught hold the rows too: each learns from whoever went without them."""
+    part = {"data.part": "all but 1/2", "data.untouched": 0.25, "stop.rule": "none"}
+    own = recipe.changed(settings(places, tmp_path / "run"), part)
+    whole = sides.of(recipe.changed(own, {"data.part": None})).records
+    found = sides.of(own)
+    for side in ("forget", "retain", "untouched"):
+        assert found.records[side] == in_part(whole[side], "2/2")
+        assert 0 < len(found.records[side]) < len(whole[side])
+    assert found.records["never_seen"] == whole["never_seen"]
+    left = f"{len(whole['forget']) - len(found.records['forget'])} of {len(whole['forget'])} row(s)"
+    assert f"forget: {left} are not of all but 1/2: this model never saw them" in found.warnings
+
+
+def test_a_model_that_saw_none_of_them_has_nothing_to_forget(places: dict[str, str], tmp_path: Path) -> None:
+    own = settings(places, tmp_path / "run")
+    seen = in_part(sides.of(own).records["forget"], "1/2")
+    few = small_tagger.write_rows(tmp_path / "few.jsonl", seen)
+    with pytest.raises(InputRefused, match=r"data\.forget: no row is of all but 1/2: a model of that part never saw"):
+        run(recipe.changed(own, {"data.forget": few, "data.part": "all but 1/2"}), progress=QUIET)
+    assert not (tmp_path / "run").exists()

@@ -78,6 +78,7 @@ def write(
         "BATCHES": batches(rows),
         "ENGINE": ", ".join(sorted({r["commit"] for r in rows})),
         "STATUS": status(rows, missing),
+        "OTHERS": others([r for r in rows if r["group"] == "others"]),
         "RELEARNED": relearned([r for r in rows if r["group"] == "relearned"]),
     } | {name: varied(rows, group) for name, group in GROUPS.items()}
     for name, table in tables.items():
@@ -257,6 +258,17 @@ def relearned(rows: Sequence[Row]) -> str:
     body = [[f"**{role}**", *_cells(rows[:1], columns, role)] for role in ("original", "gold") if rows]
     body += [[_title(row["method"]), *_cells([row], columns)] for row in rows]
     return _table(["model", *columns], body) if rows else ""
+
+
+def others(rows: Sequence[Row]) -> str:
+    """The models of all but a part, each made to forget by what the others say of what it alone saw."""
+    names = {"original": "**before**", "gold": "**gold of each**", "unlearned": "after"}
+    body = []
+    for role, name in names.items():
+        mine = [_points(pooled.gap(rows, side)) if role == "unlearned" else "" for side in ("forget", "test")]
+        body.append([name, str(len(rows)), *mine, *_cells(rows, COLUMNS, role)])
+    head = ["models", "runs", "forget F1 - gold's", "test F1 - gold's", *COLUMNS]
+    return _table(head, body) if rows else ""
 
 
 def varied(rows: Sequence[Row], group: str) -> str:

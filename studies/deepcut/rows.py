@@ -53,6 +53,10 @@ _BY_F1: Changes = {**_FROM_HALVES, "stop.statistic": "f1"}
 _ASCENT: Changes = {"objective.forget": {"ga": {"weight": 0.3}}}
 
 
+#: Of ``DATA@K``: what the K-th of these models was trained on, which forgets as the model of all data does.
+OTHERS = "quarters"
+
+
 @dataclass(frozen=True)
 class Method:
     """A recipe that ships, what is changed in it, and the four settings that are tried, or whose choice it takes."""
@@ -165,6 +169,12 @@ class Row:
         return "-".join(p for p in (self.data, self.split, self.method, self.label, f"s{self.seed}") if p)
 
 
+def other(data: str) -> tuple[str, int | None]:
+    """A data set, and which of its models that go without a part is meant; None: the model of all its rows."""
+    whole, _, number = data.partition("@")
+    return whole, int(number) if number else None
+
+
 def quick() -> Iterator[Row]:
     """A first look: one split, four methods."""
     for method in ("deepcut", "reverse-gradient", "kga", "sisa"):
@@ -185,6 +195,8 @@ def whole() -> Iterator[Row]:
     yield from _taught()
     for method in ("distil-quarters", "deepcut", "reverse-gradient+f1", "distil"):
         yield Row("wnut17", "random05-0", method, group="relearned", label="relearned", changes=RELEARNED)
+    for number in range(PARTS[OTHERS].many):
+        yield Row(f"wnut17@{number}", "random05-0", "distil-quarters", group="others")
     yield from _edge()
     yield from _sweeps()
     for split in ("type-person", "cluster"):

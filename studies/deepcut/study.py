@@ -18,7 +18,7 @@ import scoring
 import sisa
 import splits
 import trained
-from rows import METHODS, Parts, Row
+from rows import METHODS, OTHERS, PARTS, Parts, Row
 
 import engine
 from excise import artifacts, recipe
@@ -68,9 +68,14 @@ class Study:
     # --- data and models ------------------------------------------------------------------------------------------
 
     def sides(self, data: str) -> dict[str, list[Record]]:
-        """All rows of a data set, written to files."""
+        """All rows of a data set, written to files; of ``DATA@K`` those for training that one of its models saw."""
         if data not in self._sides:
-            self._sides[data] = splits.sides(data, self.size.limits)
+            whole, number = listed.other(data)
+            found = splits.sides(whole, self.size.limits)
+            if number is not None:
+                held = set(PARTS[OTHERS].of(len(found["train"]))[number].tolist())
+                found["train"] = [r for i, r in enumerate(found["train"]) if i not in held]
+            self._sides[data] = found
             with self._alone(f"data-{data}"):
                 for side, records in self._sides[data].items():
                     splits.write(self.file(data, "", side), records)
@@ -125,6 +130,9 @@ class Study:
 
     def original(self, data: str) -> Trained:
         """What is made to forget: trained on all rows, once for all splits and seeds."""
+        whole, number = listed.other(data)
+        if number is not None:
+            return self.strangers(whole, PARTS[OTHERS])[number]
         return self.model(data, "original", self.file(data, "", "train"))
 
     def gold(self, data: str, split: str, seed: int) -> Trained:
@@ -146,14 +154,17 @@ class Study:
         return found
 
     def _strangers_of(self, data: str, split: str, kind: str) -> list[Trained]:
-        """The models that a value of ``data.never_saw`` stands for."""
-        return [self.without_all(data, split)] if kind == "grouped" else self.strangers(data, listed.PARTS[kind])
+        """The models that a value of ``data.never_saw`` stands for; one of them that forgets learns from the others."""
+        if kind == "grouped":
+            return [self.without_all(data, split)]
+        whole, number = listed.other(data)
+        return [place for i, place in enumerate(self.strangers(whole, PARTS[kind])) if i != number]
 
     def without_all(self, data: str, split: str) -> Trained:
         """A model of all but a quarter that has every forgotten row in it, as parts have that keep groups whole."""
         train, gone = self.sides(data)["train"], set(self.forgotten(data, split))
         others = [int(i) for i in np.random.default_rng(23).permutation(len(train)) if int(i) not in gone]
-        gone |= set(others[: len(train) // listed.PARTS["grouped"].many - len(gone)])
+        gone |= set(others[: len(train) // PARTS["grouped"].many - len(gone)])
         rows = self.file(data, split, "without-all")
         with self._alone(f"data-{data}"):
             splits.write(rows, [r for i, r in enumerate(train) if i not in gone])
@@ -185,7 +196,7 @@ class Study:
         if method == "kga":
             whole["objective.forget"] = {"kga:kga": self.gaps(data, split)[0]}
         whole |= {**METHODS[method].changes, **changes}
-        if whole.get("data.never_saw") in listed.PARTS:
+        if whole.get("data.never_saw") in PARTS:
             models = self._strangers_of(data, split, whole["data.never_saw"])
             whole["data.never_saw"] = [str(place) for place, _ in models]
         return recipe.changed(own, whole)

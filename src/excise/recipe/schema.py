@@ -71,7 +71,8 @@ class Data:
             ``refuse``; default: texts of a language model are split, rows of a classifier refused.
         tag_names: Names of the classes by number, for rows that give numbers instead of names.
         part: Train (`excise finetune`) on a part of the rows alone, ``1/2`` or ``all but 1/4`` say; where a row belongs
-            follows from its group, or from its text where it has none. Models of all such parts serve ``never_saw``.
+            follows from its group, or from its text where it has none. Models of all such parts serve ``never_saw``. Of
+            such a model that forgets (`excise run`): the part that it was trained on; other rows it never saw.
         limit: Use at most this many rows of each side (for trials).
         without: Rows that the requests of a ledger named are left out of every side but ``forget``: its folder, or
             ``DIR@N`` for what its first N entries say (`excise ledger` sets it).

@@ -11,7 +11,7 @@ from excise import forward, ledger, recipe
 from excise.commands.starting import aligning, objective
 from excise.commands.starting.aligning import SHUFFLED
 from excise.errors import InputRefused, UsageError
-from excise.records import Record, check_sides, fingerprint, split_untouched
+from excise.records import Record, check_sides, fingerprint, in_part, split_untouched
 from excise.schedule import NEVER_SEEN
 from excise.tasks import TASKS, causal_lm
 
@@ -58,11 +58,9 @@ def read(
     evaluation never share a group.
 
     Raises:
-        InputRefused: A missing, empty or broken file, or forget rows that also stand among the retained.
+        InputRefused: A missing, empty or broken file, forget rows that also stand among the retained, none of a part.
         UsageError: The recipe names no forget or no retain rows, or no never-seen rows for a rule that needs them.
     """
-    if need_forget and data.part:
-        raise UsageError("data.part is for finetune: a run forgets and keeps all that it is given")
     if need_forget and not data.forget:
         raise UsageError("data.forget is missing: name the file of records to forget")
     if not data.retain:
@@ -81,6 +79,8 @@ def read(
         sides.records["untouched"] = [retain[i] for i in kept]
     else:
         sides.records["retain"] = retain
+    if need_forget and data.part:
+        _take_part(sides, data.part)
     if data.never_seen:
         sides.records["never_seen"] = rows(data.never_seen)
     for name, source in data.utility.items():
@@ -98,6 +98,18 @@ def read(
         sides.warnings += check_sides(sides.records["forget"], others)
     sides.sources = {k: {"rows": len(v), "fingerprint": fingerprint(v)} for k, v in sides.records.items()}
     return sides
+
+
+def _take_part(sides: Sides, part: str) -> None:
+    """Leave the rows that a model of a part was trained on: the others it never saw."""
+    for side, whole in sides.records.items():
+        try:
+            sides.records[side] = own = in_part(whole, part)
+        except InputRefused:
+            raise InputRefused(f"data.{side}: no row is of {part}: a model of that part never saw them") from None
+        if side == "forget" and len(own) < len(whole):
+            left = f"{len(whole) - len(own)} of {len(whole)} row(s)"
+            sides.warnings.append(f"forget: {left} are not of {part}: this model never saw them")
 
 
 def leave_out(sides: Sides, side: str, records: Sequence[Record], without: str) -> list[Record]:
