@@ -129,6 +129,21 @@ def test_one_that_knows_them_is_asked_about_and_what_is_measured_stays_whole(sma
     assert found.records == whole.records
 
 
+def test_a_language_model_that_knows_less_is_asked_about(small: SmallWorld, tmp_path: Path) -> None:
+    weak = tmp_path / "weak"
+    shutil.copytree(small.gold, weak)
+    net = AutoModelForCausalLM.from_pretrained(weak)
+    with torch.no_grad():
+        net.get_output_embeddings().weight.mul_(0.1)
+    net.save_pretrained(weak)
+    warned = []
+    for name in (weak, small.original):
+        own = settings(small, tmp_path / "run", str(name))
+        matching.match(own, found := sides.of(own), QUIET)
+        warned.append(any("these models find" in w for w in found.warnings))
+    assert warned == [True, False]
+
+
 def test_who_cuts_text_into_other_tokens_cannot_teach(
     small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -383,6 +383,25 @@ def test_texts_learn_too(tmp_path: Path) -> None:
     assert 0 < log[-1]["terms"]["distil"] < log[0]["terms"]["distil"] / 2
 
 
+def test_teachers_that_know_less_are_asked_about(places: dict[str, str], tmp_path: Path) -> None:
+    """By loops: per sentence the share of its entities' labels that is found, of never-seen sentences."""
+    rows = [json.loads(line)["ner_tags"] for line in Path(places["never_seen"]).read_text().splitlines()]
+    net = small_tagger.taught(small_tagger.model(seed=0), small_tagger.sentences(12, seed=2), 60)
+    strong = small_tagger.save(net, tmp_path / "strong")
+    for names, path in (("other", places["other"]), ("strong", strong)):
+        own = pupil({**places, "original": strong, "strong": strong}, tmp_path / "run", names)
+        matching.match(own, given := sides.of(own), QUIET)
+        theirs, mine = (
+            [sum(a == b != "O" for a, b in zip(tags, found, strict=True)) / sum(a != "O" for a in tags)
+             for tags, (_, found) in zip(rows, said(model, places["never_seen"]), strict=True) if set(tags) != {"O"}]
+            for model in (path, strong)
+        )  # fmt: skip
+        assert sum(mine) / len(mine) > 0.5
+        shares = f"{sum(theirs) / len(theirs):.0%} of the labels, the model itself {sum(mine) / len(mine):.0%}: what"
+        words = f"of never seen rows these models find {shares}"
+        assert any(words in w for w in given.warnings) == (names == "other")
+
+
 # --- from rows to halves to a result ------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from excise import models, recipe
@@ -26,6 +27,8 @@ from excise.records import Record, fingerprint
 
 #: A model that is said never to have seen the forget rows and finds them likelier this often has to be asked about.
 DOUBTED = 0.8
+#: Which share of the labels of never-seen rows teachers may find less than who learns from them, on average over rows.
+WEAKER = 0.02
 #: Never-seen rows of the evaluation.
 MEASURED = "never_seen"
 #: Tokens of a vocabulary that are told apart in what such a model says; all others count as one.
@@ -68,6 +71,8 @@ def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> No
     means = {side: [_mean(row) for row in own] for side, own in found.items()}
     for side in read:
         _doubt(given, side, float(auc(means["forget"], means[side])))
+    if learns and read:
+        _compare(settings, given, read[0], found[read[0]])
     for side in chosen:
         given.records[side] = [given.records[side][i] for i in alike(means["forget"], means[side], seed=settings.seed)]
         # Beside the file's own: a resumed run is held to both, so that another model at that path is noticed.
@@ -100,6 +105,29 @@ def _doubt(given: sides.Sides, side: str, share: float) -> None:
             f"data.never_saw: this model finds the forgotten row the likelier one in {share:.0%} of pairs with "
             f"{side.replace('_', ' ')} rows: make sure that it never saw them"
         )
+
+
+def _compare(settings: recipe.Recipe, given: sides.Sides, side: str, told: Sequence[Said]) -> None:
+    """Warn where teachers know less of rows that nobody saw than who learns from them: that is lost as well."""
+    own, _ = _by(settings.model.name, settings, given, [side], learns=True)
+    counted = [np.full(len(row.logp), True) for row in told]
+    if settings.model.task == "token_classification":
+        counted = [np.array(record.tags) != "O" for record in given.records[side]]
+    theirs, mine = (
+        np.array([_right(row)[at].mean() for row, at in zip(every, counted, strict=True) if at.any()])
+        for every in (told, own[side])
+    )
+    less: NDArray[np.float64] = mine - theirs
+    if len(less) > 1 and less.mean() > max(WEAKER, 2 * less.std(ddof=1) / np.sqrt(len(less))):
+        given.warnings.append(
+            f"data.never_saw: of {side.replace('_', ' ')} rows these models find {theirs.mean():.0%} of the labels, "
+            f"the model itself {mine.mean():.0%}: what learns from them loses as much of the forgotten rows, too"
+        )
+
+
+def _right(row: Said) -> NDArray[np.bool_]:
+    """``[n]`` whether each label is what the model finds likeliest."""
+    return row.logp >= row.likely.max(-1) - 1e-6
 
 
 def _unseen(
@@ -150,7 +178,7 @@ def _by(
     except InputRefused as error:
         raise InputRefused(f"data.never_saw: {name}: {error}") from None
     if task == "causal_lm":
-        found = {side: said(model, rows, side, kept=KEPT * (learns and side == "forget")) for side in names}
+        found = {side: said(model, rows, side, kept=learns * (KEPT if side == "forget" else 2)) for side in names}
         return found, store.fingerprint(model) if learns else ""  # what it chose is held, see `match`
     found = {side: said(model, rows, side, kept=len(classes), classes=classes) for side in names}
     return {side: _whole(found[side], given.records[side]) for side in names}, store.fingerprint(model)
