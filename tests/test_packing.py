@@ -131,12 +131,18 @@ def test_a_head_that_is_no_matrix_says_the_same_in_chunks(named: int, monkeypatc
     torch.manual_seed(0)
     states, matrix = torch.randn(5, 8) * 3, torch.randn(200, 8)
     names = torch.stack([torch.randperm(200)[:named] for _ in range(5)])
-    found = [
-        head.named_logp_of(head.Logits(states, lambda h: h @ matrix.T, 200, given), names) for given in (None, matrix)
-    ]
-    want = whole(states, matrix, names) if named < 200 else whole(states, matrix, names)[:, :-1]
-    for mine in found:
-        torch.testing.assert_close(mine, want, rtol=1e-5, atol=2e-5)
+    weights, made = torch.randn(5, named + (named < 200)), []
+    for way in (None, matrix, whole):  # a head in chunks, tiles of its matrix, and whole logits
+        own = states.clone().requires_grad_()
+        if way is whole:
+            logp = whole(own, matrix, names)[:, : weights.shape[1]]
+        else:
+            logp = head.named_logp_of(head.Logits(own, lambda h: h @ matrix.T, 200, way), names)
+        (logp * weights).sum().backward()
+        made.append((logp.detach(), own.grad))
+    for mine in made[:2]:
+        for got, want in zip(mine, made[2], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-5)
 
 
 def test_tiles_of_huge_logits_stay_finite_and_frozen_heads_get_no_gradient() -> None:

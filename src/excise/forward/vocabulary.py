@@ -112,15 +112,15 @@ class _NamedLogp(torch.autograd.Function):
         high = torch.maximum(top, own.amax(1))  # taken off first: sums with large logits would be rounded
         every = torch.cat([own - high[:, None], ((top - high) + total.log())[:, None]], 1)
         logp = every - every.logsumexp(1, keepdim=True)
-        ctx.save_for_backward(h, matrix, names, top, total, logp)
-        ctx.kept, ctx.states_dtype = kept, states.dtype
+        ctx.save_for_backward(h, matrix, top, total, logp)
+        ctx.kept, ctx.named, ctx.states_dtype = kept, named, states.dtype
         return logp
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        h, matrix, names, top, total, logp = ctx.saved_tensors
+        h, matrix, top, total, logp = ctx.saved_tensors
         upstream = grads[0] - logp.exp() * grads[0].sum(1, keepdim=True)
-        of_names, named = upstream[:, :-1].flatten(), _Named(names, matrix)
+        of_names, named = upstream[:, :-1].flatten(), ctx.named
         share = (upstream[:, -1] / total)[:, None]
         of_states = torch.zeros(h.shape, device=h.device) if ctx.needs_input_grad[0] else None
         of_matrix = torch.empty_like(matrix) if ctx.needs_input_grad[1] else None
