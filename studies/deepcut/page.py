@@ -26,15 +26,7 @@ NAMES = {
     "classics": "Who wrote a passage (text classification)",
 }  # fmt: skip
 #: What is held against every other method: what came nearest, and DeepCUT.
-COMPARED = (
-    "distil-twenty-epochs",
-    "distil-ten-epochs",
-    "distil-eighths",
-    "distil-quarters",
-    "distil",
-    "reverse-gradient+f1",
-    "deepcut",
-)
+COMPARED = ("distil-eighths", "distil-quarters", "distil", "reverse-gradient+f1", "deepcut")
 ORDER = [*(m for m in METHODS if m not in ("kga", "naive")), "kga", "sisa", "naive", "retrain"]
 #: Column -> metric of a tagger; each is read beside the gold's.
 COLUMNS = {

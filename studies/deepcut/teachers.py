@@ -1,12 +1,13 @@
-"""What strangers, golds and those who learned from strangers say of the same forgotten sentences of WNUT17, all pooled.
+"""What strangers, golds and those who learned from strangers say of the same forgotten sentences, all pooled.
 
-    python studies/deepcut/teachers.py --encoder DIR [--out DIR] [--strangers KIND ...]
+    python studies/deepcut/teachers.py --encoder DIR [--out DIR] [--strangers KIND ...] [--data NAME]
 
 First the sentences of the ten draws at 1 %, which but for two are those of the first two draws at 5 % and of the first
 at 10 %; then those of all reported draws at 5 %. Strangers are told which one of them never saw a sentence; beside that
 what `data.never_saw` makes of it, which believes whoever finds the sentence least likely. ``--encoder`` and ``--out``
 as for `run.py`, whose models and run folders are used: the rows of `distil` on these draws have to be there. Prints F1.
-``--strangers`` names kinds of strangers (`rows.PARTS`); then they alone are compared, each, and their mean.
+``--strangers`` names kinds of strangers (`rows.PARTS`); then they alone are compared, each, and their mean. All that is
+of WNUT17; of another data set (``--data``) the first draw at 5 % alone is shown.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import scoring
 from rows import DRAWS, PARTS, TAUGHT_ON
 from run import SIZES
+from splits import TAGGED
 from study import Study
 
 from excise import models, recipe
@@ -33,7 +35,7 @@ from excise.artifacts import Number
 from excise.commands.starting import sides
 from excise.metrics import class_scores
 
-DATA, TASK = "wnut17", "token_classification"
+TASK = "token_classification"
 Draw = tuple[str, int]  # a split, and the seed of its gold
 
 
@@ -43,47 +45,60 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("studies-out") / "deepcut")
     parser.add_argument("--strangers", nargs="+", default=[], choices=sorted(PARTS), metavar="KIND")
+    parser.add_argument("--data", default="wnut17", choices=sorted(TAGGED))
     given = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(given.out, given.encoder, SIZES["whole"])
     small: list[Draw] = [(f"random01-{n}", 0) for n in range(DRAWS)]
     every: list[Draw] = [(f"random05-{n}", n) for n in TAUGHT_ON]
-    shown = Shown(study)
-    for draws in (small, every) if given.strangers else ():
-        shown.compared(draws, given.strangers)
-    if not given.strangers:
-        everyone(study, shown, small, every)
+    shown = Shown(study, given.data)
+    if given.strangers:
+        for draws in (small, every) if given.data == "wnut17" else (every[:1],):
+            shown.compared(draws, given.strangers)
+    elif given.data == "wnut17":
+        everyone(shown, small, every)
+    else:
+        shown.golds("gold", every[:1])
+        for kind in ("quarters", "twenty-epochs"):
+            shown.pupils(f"pupil, {kind}", every[:1], kind)
+        shown.strangers(every[:1], "quarters")
 
 
-def everyone(study: Study, shown: Shown, small: list[Draw], every: list[Draw]) -> None:
+def everyone(shown: Shown, small: list[Draw], every: list[Draw]) -> None:
     """Golds, pupils and strangers."""
     print("1 %, ten draws:")
     for name, draws in (("1 %", small), ("5 %", every[:2]), ("10 %", [("random10-0", 0)])):
-        shown.of(f"golds of {name}", draws, lambda draw: study.gold(DATA, *draw)[0])
-        shown.of(f"pupils of {name}, quarters", draws, lambda draw: _pupil(study, draw, "quarters"))
-    shown.of("pupils of 1 %, eighths", small, lambda draw: _pupil(study, draw, "eighths"))
+        shown.golds(f"golds of {name}", draws)
+        shown.pupils(f"pupils of {name}, quarters", draws, "quarters")
+    for kind in ("eighths", "ten-epochs"):
+        shown.pupils(f"pupils of 1 %, {kind}", small, kind)
     for kind in ("quarters", "eighths"):
         shown.strangers(small, kind)
     print("5 %, all draws:")
-    shown.of("golds", every, lambda draw: study.gold(DATA, *draw)[0])
-    shown.of("pupils, quarters", every, lambda draw: _pupil(study, draw, "quarters"))
+    shown.golds("golds", every)
+    shown.pupils("pupils, quarters", every, "quarters")
     shown.strangers(every, "quarters")
-
-
-def _pupil(study: Study, draw: Draw, kind: str) -> Path:
-    return study.out / "rows" / f"{DATA}-{draw[0]}-distil-{kind}-s{draw[1]}" / "model"
 
 
 class Shown:
     """F1 of models on the forgotten sentences of draws, pooled, a line each."""
 
-    def __init__(self, study: Study) -> None:
-        self.study, self.train, self.how = study, study.sides(DATA)["train"], sides.encoding(recipe.Data())
-        config = models.load(recipe.Model(name=str(study.original(DATA)[0]), task=TASK)).config
+    def __init__(self, study: Study, data: str) -> None:
+        self.study, self.data, self.train = study, data, study.sides(data)["train"]
+        self.how = sides.encoding(recipe.Data())
+        config = models.load(recipe.Model(name=str(study.original(data)[0]), task=TASK)).config
         self.names = tuple(config.id2label[i] for i in range(config.num_labels))
 
-    def of(self, name: str, draws: Sequence[Draw], model: Callable[[Draw], Path]) -> None:
-        """Of each draw the model that ``model`` names."""
+    def golds(self, name: str, draws: Sequence[Draw]) -> None:
+        """Of each draw the model that was trained without it."""
+        self._of(name, draws, lambda draw: self.study.gold(self.data, *draw)[0])
+
+    def pupils(self, name: str, draws: Sequence[Draw], kind: str) -> None:
+        """Of each draw the model that learned from strangers."""
+        folder = self.study.out / "rows"
+        self._of(name, draws, lambda draw: folder / f"{self.data}-{draw[0]}-distil-{kind}-s{draw[1]}" / "model")
+
+    def _of(self, name: str, draws: Sequence[Draw], model: Callable[[Draw], Path]) -> None:
         said = [z for draw in draws for z in self._said(model(draw), self._rows([draw]))]
         self._print(name, said, self._rows(draws))
 
@@ -108,11 +123,11 @@ class Shown:
             self._print("mean of these", mean, rows)
 
     def _rows(self, draws: Sequence[Draw]) -> list[int]:
-        return [i for split, _ in draws for i in self.study.forgotten(DATA, split)]
+        return [i for split, _ in draws for i in self.study.forgotten(self.data, split)]
 
     def _heard(self, rows: Sequence[int], kind: str) -> tuple[list[list[Tensor]], np.ndarray]:
         """What each stranger says of the rows, and which of them never saw a row."""
-        said = [self._said(place, rows) for place, _ in self.study.strangers(DATA, PARTS[kind])]
+        said = [self._said(place, rows) for place, _ in self.study.strangers(self.data, PARTS[kind])]
         part = np.empty(len(self.train), int)
         for number, held in enumerate(PARTS[kind].of(len(self.train))):
             part[held] = number
