@@ -22,7 +22,7 @@ from excise.commands.starting import sides
 from excise.commands.starting.choosing import default_recipe
 from excise.commands.watching import Said
 from excise.errors import InputRefused, IntegrityFailed, UsageError
-from excise.records import Record, in_part
+from excise.records import Record, fingerprint, in_part, read_tagged
 from excise.tasks.token_classification import ClassExample
 
 QUIET = Progress(quiet=True)
@@ -430,6 +430,12 @@ def test_halves_are_trained_and_serve_as_teachers(tmp_path: Path) -> None:
     page = run(own, progress=QUIET).read_text()
     assert "models that never saw them" in page
     assert "a forgotten row is taken for new to one of 2 models" in page
+    # Whoever taught and holds the rows forgets them in the same way, by what the other half says.
+    mine = {"model.name": halves[0], "data.part": "1/2", "data.never_saw": [halves[1]], "out": str(tmp_path / "half")}
+    run(recipe.changed(own, mine), progress=QUIET)
+    forgotten = artifacts.read_manifest(artifacts.RunFolder(tmp_path / "half"))["data"]["forget"]
+    expected = in_part(read_tagged(rows["forget"]), "1/2")
+    assert forgotten == {"rows": len(expected), "fingerprint": fingerprint(expected)}
 
 
 def test_a_part_has_the_classes_of_the_whole(tmp_path: Path) -> None:

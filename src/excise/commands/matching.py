@@ -84,7 +84,7 @@ def match(settings: recipe.Recipe, given: sides.Sides, progress: Progress) -> No
         if (many := len(settings.data.never_saw)) > 1:
             given.warnings.append(
                 f"data.never_saw: a forgotten row is taken for new to one of {many} models; the others may have seen "
-                "it and hold it: they are copies, to be trained again without it or deleted"
+                "it and hold it: they are copies, to be deleted, trained again or made to forget it, too (data.part)"
             )
 
 
