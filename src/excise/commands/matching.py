@@ -110,13 +110,13 @@ def _doubt(given: sides.Sides, side: str, share: float) -> None:
 def _compare(settings: recipe.Recipe, given: sides.Sides, side: str, told: Sequence[Said]) -> None:
     """Warn where teachers know less of rows that nobody saw than who learns from them: that is lost as well."""
     own, _ = _by(settings.model.name, settings, given, [side], learns=True)
-    counted = [np.full(len(row.logp), True) for row in told]
+    if len(own[side]) != len(told):
+        raise InputRefused(f"data.never_saw: {SAME}")
+    counted: list[Any] = [slice(None)] * len(told)
     if settings.model.task == "token_classification":
-        counted = [np.array(record.tags) != "O" for record in given.records[side]]
-    theirs, mine = (
-        np.array([_right(row)[at].mean() for row, at in zip(every, counted, strict=True) if at.any()])
-        for every in (told, own[side])
-    )
+        counted = [np.flatnonzero(np.array(record.tags) != "O") for record in given.records[side]]
+    found = [[_right(row)[at] for row, at in zip(every, counted, strict=True)] for every in (told, own[side])]
+    theirs, mine = (np.array([row.mean() for row in every if len(row)]) for every in found)
     less: NDArray[np.float64] = mine - theirs
     if len(less) > 1 and less.mean() > max(WEAKER, 2 * less.std(ddof=1) / np.sqrt(len(less))):
         given.warnings.append(
