@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import scoring
-from rows import ON
+from rows import ON, PARTS
 from run import SIZES
 from study import Study
 
@@ -51,7 +51,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     study, how = Study(given.out, given.encoder, SIZES["whole"]), sides.encoding(recipe.Data())
-    records, halves = study.sides("wnut17"), [place for place, _ in study.strangers("wnut17", 2)]
+    records, halves = study.sides("wnut17"), [place for place, _ in study.strangers("wnut17", PARTS["halves"])]
     places = {"original": study.original("wnut17")[0], "half": halves[0], "other half": halves[1],
               "gold": study.gold("wnut17", "random05-0", 0)[0]}  # fmt: skip
     unseen, tokenizer = (
